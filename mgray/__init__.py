@@ -1,0 +1,1 @@
+"""mgray: multigrid training of video models on Ray."""

@@ -1,0 +1,48 @@
+"""The errors that mgray raises at its users: each names field, value and remedy in one line.
+
+Errors cross process borders (Ray pickles them), so each class rebuilds itself from its constructor arguments.
+"""
+
+from __future__ import annotations
+
+
+class MgrayError(Exception):
+    """Base of every error that mgray raises on purpose; `str()` is one line fit for a terminal."""
+
+
+class FieldError(MgrayError, ValueError):
+    """A field holds a value that cannot work.
+
+    Args:
+        field: dotted name as the user writes it, e.g. `plan.frames`.
+        value: the value that was given.
+        problem: what is wrong with it, e.g. `must be at least 1`.
+        remedy: what to do instead, e.g. `give a positive number of frames`.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+        super().__init__(field, value, problem, remedy)
+        self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.value!r}: {self.problem}; {self.remedy}"
+
+
+class ConfigError(FieldError):
+    """A configuration value is out of bounds, unknown, or contradicts another."""
+
+
+class DataError(FieldError):
+    """A dataset, annotation file, shard or video cannot be used."""
+
+
+class VideoError(DataError):
+    """One video cannot be opened or decoded."""
+
+
+class CheckpointError(FieldError):
+    """A checkpoint is missing, cut off, or belongs to another plan or model."""
+
+
+class TrainingError(FieldError):
+    """Training cannot go on (a non-finite loss, a block of another step, a lost process group)."""
