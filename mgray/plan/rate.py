@@ -45,8 +45,8 @@ class LearningRate:
 def learning_rate(spec: PlanSpec, segments: tuple[Segment, ...]) -> LearningRate:
     """The learning rate that goes with these segments.
 
-    With a long cycle the rate of a phase is gamma^stage times its batch multiplier; fine-tuning spends its first half at
-    the previous phase's rate, its second half at its own. Without one the baseline's steps are stretched.
+    With a long cycle the rate of a phase is gamma^stage times its batch multiplier; fine-tuning spends its first
+    half at the previous phase's rate, its second half at its own. Without one the baseline's steps are stretched.
     """
     num_epochs = segments[-1].end_epoch
     if spec.long_cycle == "off":
