@@ -21,11 +21,11 @@ class FieldError(MgrayError, ValueError):
     """
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
-        super().__init__(field, value, problem, remedy)
+        super().__init__(f"{field} = {value!r}: {problem}; {remedy}")
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
 
-    def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.problem}; {self.remedy}"
+    def __reduce__(self) -> tuple[type[FieldError], tuple[str, object, str, str]]:
+        return type(self), (self.field, self.value, self.problem, self.remedy)
 
 
 class ConfigError(FieldError):

@@ -40,7 +40,9 @@ DEFAULTS: dict[str, Any] = {
     "MULTIGRID.BN_BASE_SIZE": 8,
 }
 """PySlowFast's own defaults of the keys that shape a schedule (slowfast/config/defaults.py)."""
-IGNORED = {f"MULTIGRID.{key}" for key in ("EVAL_FREQ", "LONG_CYCLE_SAMPLING_RATE", "DEFAULT_B", "DEFAULT_T", "DEFAULT_S")}
+IGNORED = {
+    f"MULTIGRID.{key}" for key in ("EVAL_FREQ", "LONG_CYCLE_SAMPLING_RATE", "DEFAULT_B", "DEFAULT_T", "DEFAULT_S")
+}
 """Keys that have no bearing on the schedule, or that the reference writes for itself."""
 
 
