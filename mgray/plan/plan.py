@@ -62,12 +62,8 @@ class Phase:
     stride_max: int
     bn_groups: int
     lr: float
-
-    @property
-    def voxels(self) -> int:
-        """Voxels trained on in this phase, up to the cut of its last short cycle."""
-        cycles, rest = divmod(self.num_steps, len(self.batches))
-        return cycles * sum(b.voxels for b in self.batches) + sum(b.voxels for b in self.batches[:rest])
+    voxels: int
+    """Voxels of all its steps together."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -125,11 +121,12 @@ class Plan:
             if position < end:
                 batches = tuple(_batch(spec, part.shape, i) for i in range(len(part.shape.slots)))
                 clips = [b.clips for b in batches]
-                first_step, first_position = step, position
+                first_step, first_position, voxels = step, position, 0
                 for target in _lap_ends(position, end, num_samples, clips):
                     laps.append((step, position, len(phases)))
                     count, covered = _steps_to(target - position, clips)
                     step, position = step + count, position + covered
+                    voxels += sum(b.voxels * -(-(count - slot) // len(batches)) for slot, b in enumerate(batches))
                 base_clips = spec.batch * part.shape.multiplier
                 phases.append(
                     Phase(
@@ -149,6 +146,7 @@ class Plan:
                         stride_max=part.shape.stride_max,
                         bn_groups=max(1, base_clips // spec.bn_group),
                         lr=rate.without_warmup(first_epoch),
+                        voxels=voxels,
                     )
                 )
             first_epoch = part.end_epoch

@@ -63,7 +63,7 @@ SPECS = st.builds(
 @given(SPECS, st.integers(1, 3000))
 def test_steps_tile_the_stream(spec: PlanSpec, num_samples: int) -> None:
     plan = Plan.compile(spec, num_samples)
-    position = 0
+    position = voxels = 0
     for index in range(plan.num_steps):
         step = plan.step_at(index)
         assert step.first_position == position
@@ -72,6 +72,8 @@ def test_steps_tile_the_stream(spec: PlanSpec, num_samples: int) -> None:
         assert phase.first_step <= index < phase.first_step + phase.num_steps
         assert phase.first_epoch <= step.epoch < phase.end_epoch
         position += step.shape.clips
+        voxels += step.shape.voxels
+    assert voxels == plan.voxels
     assert position >= plan.num_epochs * num_samples
     with pytest.raises(IndexError):
         plan.step_at(plan.num_steps)
