@@ -11,5 +11,6 @@ test: .venv/ready
 	$(BIN)/python -m pytest -q
 
 check: .venv/ready
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

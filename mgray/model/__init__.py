@@ -1,0 +1,1 @@
+"""Video models and the batch norm that multigrid training needs."""

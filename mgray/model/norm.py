@@ -1,0 +1,154 @@
+"""Grouped batch norm: statistics over the clips of one BN group, shared affine and running statistics.
+
+The reference calls it sub-batch norm within a device and sync batch norm over several (paper, section 3.3). Here the
+groups belong to the global batch, so a step normalises alike on any number of ranks.
+
+Shape suffixes: N clips of this rank, C channels, X the product of the remaining dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_fn
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class BnGroups:
+    """How this rank's clips fall into BN groups.
+
+    `sizes` are clips per group, in the batch's order. With a `process_group` there is one group, of which this rank holds
+    `sizes[0]` clips, and whose statistics are synchronised over that process group.
+    """
+
+    sizes: tuple[int, ...]
+    process_group: dist.ProcessGroup | None = None
+
+
+class GroupedBatchNorm3d(nn.BatchNorm3d):
+    """`nn.BatchNorm3d` whose training statistics are those of each BN group.
+
+    Without groups it is plain batch norm, and its state dict is that of `nn.BatchNorm3d` whatever the groups are. The
+    running variance is the total variance over groups (within plus between), i.e. that of the whole global batch.
+
+    With `defer` set, a training step leaves its moments in `pending` and `commit_running_stats` applies them, over all
+    ranks together.
+    """
+
+    groups: BnGroups | None = None
+    defer: bool = False
+    pending: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [N, C, T, H, W]; raises ValueError where the groups' sizes do not add up to N."""
+        self._check_input_dim(input)
+        if not self.training:
+            return super().forward(input)
+        groups = BnGroups((input.shape[0],)) if self.groups is None else self.groups
+        if sum(groups.sizes) != input.shape[0]:
+            raise ValueError(f"BN groups of {groups.sizes} clips do not cover a batch of {input.shape[0]}")
+        if groups.process_group is not None:
+            output, moments = self._synchronised(input, groups.process_group)
+        else:
+            output, moments = self._local(input, groups.sizes)
+        self.pending = moments
+        if not self.defer and self.track_running_stats:
+            commit_running_stats([self])
+        return output
+
+    def _local(self, input: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        outputs, moments = [], []
+        for part_NCX in torch.split(input, list(sizes)) if len(sizes) > 1 else (input,):
+            # native_batch_norm returns the statistics that it used, so that they are computed once
+            output, mean_C, rstd_C = torch.native_batch_norm(
+                part_NCX, self.weight, self.bias, None, None, True, 0.0, self.eps
+            )
+            outputs.append(output)
+            moments.append(_moments(mean_C.detach(), rstd_C.detach(), part_NCX, self.eps))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), torch.stack(moments).sum(0)
+
+    def _synchronised(self, input: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+        x_NCX = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        dims = [0, *range(2, x_NCX.dim())]
+        local_count = x_NCX.numel() // x_NCX.shape[1] if x_NCX.numel() else 0
+        count = x_NCX.new_tensor([float(local_count)])
+        sums: Tensor = dist_fn.all_reduce(torch.cat([x_NCX.sum(dims), count]), group=process_group)  # type: ignore[no-untyped-call]
+        total = sums[-1].detach()
+        mean_C = sums[:-1] / total
+        shape = (1, -1, *[1] * (x_NCX.dim() - 2))
+        centred_NCX = x_NCX - mean_C.view(shape)
+        var_C = dist_fn.all_reduce(centred_NCX.square().sum(dims), group=process_group) / total  # type: ignore[no-untyped-call]
+        output = centred_NCX * torch.rsqrt(var_C + self.eps).view(shape)
+        if self.weight is not None:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        mean, var = mean_C.detach().double(), var_C.detach().double()
+        # each rank of the group reports its own clips' part of the group's moments
+        row = torch.cat([mean, var + mean.square(), mean.new_ones(1)]) * local_count
+        return output.to(input.dtype), row
+
+
+def _moments(mean_C: Tensor, rstd_C: Tensor, part_NCX: Tensor, eps: float) -> Tensor:
+    """[2C + 1] in float64: element count times (mean, mean square), and the count."""
+    count = part_NCX.numel() // part_NCX.shape[1]
+    mean, rstd = mean_C.double(), rstd_C.double()
+    var = (rstd.square().reciprocal() - eps).clamp_min(0.0)
+    return torch.cat([mean, var + mean.square(), mean.new_ones(1)]) * count
+
+
+def grouped_norms(model: nn.Module) -> Iterator[GroupedBatchNorm3d]:
+    """The grouped batch norms of a model, in registration order."""
+    return (module for module in model.modules() if isinstance(module, GroupedBatchNorm3d))
+
+
+def convert_batchnorm(model: nn.Module) -> nn.Module:
+    """Turn each `nn.BatchNorm3d` of a model into a grouped one, in place; parameters and buffers stay the same objects."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm3d:
+            module.__class__ = GroupedBatchNorm3d
+    return model
+
+
+def set_groups(model: nn.Module, groups: BnGroups | None) -> None:
+    """Tell every grouped batch norm of a model how the next batch falls into groups."""
+    for norm in grouped_norms(model):
+        norm.groups = groups
+
+
+def defer_running_stats(model: nn.Module) -> None:
+    """Leave running statistics to `commit_running_stats`."""
+    for norm in grouped_norms(model):
+        norm.defer = True
+
+
+@torch.no_grad()
+def commit_running_stats(
+    norms: Iterable[GroupedBatchNorm3d], process_group: dist.ProcessGroup | None = None, *, reduce: bool = False
+) -> None:
+    """Update running statistics with the moments of the last training step.
+
+    With `reduce` the moments are first summed over the ranks, in one collective, so that each rank ends with the
+    statistics of the global batch. Ranks that saw no clip take part alike.
+    """
+    norms = [norm for norm in norms if norm.pending is not None]
+    if not norms:
+        return
+    flat = torch.cat([norm.pending for norm in norms if norm.pending is not None])
+    if reduce:
+        dist.all_reduce(flat, group=process_group)
+    for norm, row in zip(norms, torch.split(flat, [2 * norm.num_features + 1 for norm in norms]), strict=True):
+        norm.pending = None
+        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        channels = norm.num_features
+        count = row[-1]
+        mean = row[:channels] / count
+        var = (row[channels : 2 * channels] / count - mean.square()).clamp_min(0.0) * (
+            count / (count - 1).clamp_min(1.0)
+        )
+        norm.num_batches_tracked += 1
+        weight = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
+        norm.running_var.lerp_(var.to(norm.running_var.dtype), weight)
