@@ -10,7 +10,7 @@ class MgrayError(Exception):
     """Base of every error that mgray raises on purpose; `str()` is one line fit for a terminal."""
 
 
-class FieldError(MgrayError, ValueError):
+class FieldError(MgrayError):
     """A field holds a value that cannot work.
 
     Args:

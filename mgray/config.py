@@ -1,0 +1,257 @@
+"""Run: everything that defines a training run, as a tree of frozen values.
+
+`Run.plan` is the schedule, the other sections say on what, with what model, how and where. A run is a pure function of
+the sections plan, data, model and train; feed and scale may change from one attempt to the next without changing its result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Literal
+
+from mgray.errors import ConfigError
+from mgray.plan import PlanSpec
+
+
+def _require(ok: bool, name: str, value: object, problem: str, remedy: str) -> None:
+    if not ok:
+        raise ConfigError(name, value, problem, remedy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSection:
+    """Which videos are trained on, and how a clip is cut from one."""
+
+    path: str = ""
+    """Shards from `mgray ingest`, a folder of videos (`[split/]class/clip.mp4`), or a list (CSV `path,label[,split,group]`)."""
+    val_fraction: float = 0.2
+    """Share of the videos held out for validation where the data names no split (whole groups, a fixed draw)."""
+    fps: float = 0.0
+    """Frames per second that `plan.stride` counts in; 0 counts each video's own frames."""
+    flip: bool = True
+    """Mirror half of the clips left to right (not for classes that a mirror image changes)."""
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    """Mean of red, green, blue (0..1) that is subtracted from a clip."""
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    """Standard deviation of red, green, blue that a clip is divided by."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "is outside (0, 1)", "use e.g. 0.2")
+        _require(
+            math.isfinite(self.fps) and self.fps >= 0, "data.fps", self.fps, "must not be negative",
+            "give frames per second, or 0 for each video's own",
+        )  # fmt: skip
+        _require(all(s > 0 for s in self.std), "data.std", self.std, "must be positive", "use e.g. 0.225 0.225 0.225")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSection:
+    """The network."""
+
+    name: str = "slowfast"
+    """A name of `mgray.model.MODELS`, e.g. slowfast, r3d_18, mc3_18, r2plus1d_18."""
+    depth: int = 50
+    """SlowFast: layers of the ResNet (18 and 34 with basic blocks, 50 and 101 with bottlenecks; 10 is a small one for CPUs)."""
+    width: int = 64
+    """SlowFast: channels of the slow pathway's stem (64 in the paper)."""
+    alpha: int = 4
+    """SlowFast: frames of the fast pathway for one of the slow pathway."""
+    beta_inv: int = 8
+    """SlowFast: channels of the slow pathway for one of the fast pathway."""
+    fusion_kernel: int = 7
+    """SlowFast: frames that the lateral convolution from fast to slow spans."""
+    dropout: float = 0.5
+    """Dropout before the classifier."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "alpha", "beta_inv", "fusion_kernel"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name}", value, "must be at least 1", "give a positive whole number")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "is outside [0, 1)", "use e.g. 0.5")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSection:
+    """Optimisation, evaluation and numerical precision."""
+
+    seed: int = 0
+    """Seeds initial weights, the order of samples, crops and dropout."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov momentum."""
+    weight_decay: float = 1e-4
+    """Weight decay; batch-norm parameters have none."""
+    label_smoothing: float = 0.0
+    """Probability mass that is spread over all classes."""
+    clip_grad: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    evals: int = 20
+    """Validations during the run, at equal training cost (voxels) from one to the next; the last is after the last step."""
+    eval_batch: int = 32
+    """Clips of a validation batch, on each worker."""
+    precise_bn: int = 0
+    """Base-shape batches from which running statistics are re-estimated before a validation; 0 keeps the running average."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward and backward; bfloat16 is autocast, weights stay float32."""
+    channels_last: bool = True
+    """Lay tensors out channels last (faster on CPUs and on tensor cores)."""
+    compile: bool = False
+    """torch.compile the model, one static graph per shape."""
+    micro_groups: int = 0
+    """BN groups that are computed at once where a worker's share of a step does not fit in memory; 0 computes all at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight_decay", "clip_grad", "momentum"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value >= 0, f"train.{name}", value, "must not be negative", "give 0 or more"
+            )
+        for name in ("precise_bn", "micro_groups"):
+            _require(
+                getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative", "give 0 or more"
+            )
+        for name in ("evals", "eval_batch"):
+            _require(
+                getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1", "give 1 or more"
+            )
+        _require(
+            not self.nesterov or self.momentum > 0, "train.momentum", self.momentum, "does not go with Nesterov momentum",
+            "raise it, or give --train.no-nesterov",
+        )  # fmt: skip
+        _require(
+            0 <= self.label_smoothing < 1,
+            "train.label_smoothing",
+            self.label_smoothing,
+            "is outside [0, 1)",
+            "use e.g. 0.1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedSection:
+    """Decoding: has no bearing on what is trained, only on how fast."""
+
+    decoders: int = 1
+    """Decode tasks that run at once for each worker, beside it on its node."""
+    ahead: int = 8
+    """Blocks (a worker's clips of one step) that are decoded ahead of the step in progress."""
+
+    def __post_init__(self) -> None:
+        for name in ("decoders", "ahead"):
+            _require(
+                getattr(self, name) >= 1, f"feed.{name}", getattr(self, name), "must be at least 1", "give 1 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleSection:
+    """Workers and their resources; may change from one attempt to the next."""
+
+    workers: int = 1
+    """Training workers (ranks), one per GPU where there are GPUs."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Give each worker a GPU; auto does so where the cluster has one."""
+    cpus: float = 1.0
+    """CPUs that Ray reserves for each worker."""
+    threads: int = 0
+    """Threads of torch in each worker; 0 is max(1, cpus)."""
+    max_failures: int = 8
+    """Failures of workers after which the run is given up (each restarts from the last checkpoint)."""
+    save_every: int = 200
+    """Steps from one checkpoint to the next; there is one at each validation too."""
+    address: str = ""
+    """Ray cluster to join, e.g. auto or ray://head:10001; empty starts a local one."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "save_every"):
+            _require(
+                getattr(self, name) >= 1, f"scale.{name}", getattr(self, name), "must be at least 1", "give a positive whole number"
+            )  # fmt: skip
+        _require(self.cpus > 0, "scale.cpus", self.cpus, "must be positive", "give e.g. 1")
+        for name in ("threads", "max_failures"):
+            _require(
+                getattr(self, name) >= 0, f"scale.{name}", getattr(self, name), "must not be negative", "give 0 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A training run. The same plan, data, model and train sections give the same result on any number of workers."""
+
+    name: str = "run"
+    """Name of the run: its records are under `storage`/`name`. The same name again goes on where that run stopped."""
+    storage: str = "runs"
+    """Folder (or s3://, gs:// address) that holds the records and checkpoints of runs."""
+    plan: PlanSpec = field(default_factory=PlanSpec)
+    data: DataSection = field(default_factory=DataSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    feed: FeedSection = field(default_factory=FeedSection)
+    scale: ScaleSection = field(default_factory=ScaleSection)
+
+    def __post_init__(self) -> None:
+        ok = bool(self.name) and self.name not in (".", "..") and not set(self.name) & set("/\\\0")
+        _require(ok, "name", self.name, "is no folder name", "use letters, digits, - and _")
+
+    def to_json(self) -> dict[str, Any]:
+        """A tree of plain values; `Run.from_json` reads it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Run:
+        """The run of a tree that `to_json` wrote.
+
+        Raises:
+            ConfigError: an unknown key, or a value of the wrong type or out of bounds.
+        """
+        run = _parse(cls, tree, "")
+        assert isinstance(run, cls)
+        return run
+
+    def digest(self) -> str:
+        """SHA-256 of what determines the result: plan, data (but for where it lies), model and train."""
+        tree = self.to_json()
+        kept = {key: tree[key] for key in ("plan", "data", "model", "train")}
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "path"}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _parse(kind: Any, value: Any, name: str) -> Any:
+    """`value` as the annotated type `kind`; `name` is the dotted name for messages."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(name or "run", value, "is no mapping", "write the section's fields as key and value")
+        hints = typing.get_type_hints(kind)
+        known = [f.name for f in dataclasses.fields(kind)]
+        for key in value:
+            if key not in known:
+                raise ConfigError(f"{name}{key}", value[key], "is no known field", f"use one of {', '.join(known)}")
+        return kind(**{key: _parse(hints[key], item, f"{name}{key}.") for key, item in value.items()})  # type: ignore[operator]
+    shown = name.removesuffix(".")
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(shown, value, "is no choice", f"use one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(shown, value, "is no list", "write a list of values")
+        if arguments[-1] is Ellipsis:
+            return tuple(_parse(arguments[0], item, name) for item in value)
+        if len(arguments) != len(value):
+            raise ConfigError(shown, value, f"has {len(value)} entries", f"give {len(arguments)}")
+        return tuple(_parse(item_kind, item, name) for item_kind, item in zip(arguments, value, strict=True))
+    if origin is UnionType:  # pragma: no cover - no such field so far
+        raise TypeError(f"{shown}: unions are not read from JSON")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(shown, value, f"is no {kind.__name__}", f"give a value of type {kind.__name__}")
+    return value
