@@ -55,26 +55,36 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
             output, moments = self._synchronised(input, groups.process_group)
         else:
             output, moments = self._local(input, groups.sizes)
-        self.pending = moments
+        self.pending = moments if self.pending is None else self.pending + moments
         if not self.defer and self.track_running_stats:
             commit_running_stats([self])
         return output
 
     def _local(self, input: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        outputs, moments = [], []
+        outputs, means, rstds = [], [], []
         for part_NCX in torch.split(input, list(sizes)) if len(sizes) > 1 else (input,):
             # native_batch_norm returns the statistics that it used, so that they are computed once
             output, mean_C, rstd_C = torch.native_batch_norm(
                 part_NCX, self.weight, self.bias, None, None, True, 0.0, self.eps
             )
             outputs.append(output)
-            moments.append(_moments(mean_C.detach(), rstd_C.detach(), part_NCX, self.eps))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), torch.stack(moments).sum(0)
+            means.append(mean_C)
+            rstds.append(rstd_C)
+        mean_GC, rstd_GC = torch.stack(means).detach().double(), torch.stack(rstds).detach().double()
+        var_GC = (rstd_GC.square().reciprocal() - self.eps).clamp_min(0.0)
+        elements = input.numel() // (input.shape[0] * input.shape[1])
+        moments = torch.stack(
+            [
+                _moments(mean_C, var_C, elements * size)
+                for mean_C, var_C, size in zip(mean_GC, var_GC, sizes, strict=True)
+            ]
+        ).sum(0)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), moments
 
     def _synchronised(self, input: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
         x_NCX = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         dims = [0, *range(2, x_NCX.dim())]
-        local_count = x_NCX.numel() // x_NCX.shape[1] if x_NCX.numel() else 0
+        local_count = x_NCX.numel() // x_NCX.shape[1]
         count = x_NCX.new_tensor([float(local_count)])
         sums: Tensor = dist_fn.all_reduce(torch.cat([x_NCX.sum(dims), count]), group=process_group)  # type: ignore[no-untyped-call]
         total = sums[-1].detach()
@@ -85,18 +95,13 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
         output = centred_NCX * torch.rsqrt(var_C + self.eps).view(shape)
         if self.weight is not None:
             output = output * self.weight.view(shape) + self.bias.view(shape)
-        mean, var = mean_C.detach().double(), var_C.detach().double()
         # each rank of the group reports its own clips' part of the group's moments
-        row = torch.cat([mean, var + mean.square(), mean.new_ones(1)]) * local_count
-        return output.to(input.dtype), row
+        return output.to(input.dtype), _moments(mean_C.detach().double(), var_C.detach().double(), local_count)
 
 
-def _moments(mean_C: Tensor, rstd_C: Tensor, part_NCX: Tensor, eps: float) -> Tensor:
+def _moments(mean_C: Tensor, var_C: Tensor, count: int) -> Tensor:
     """[2C + 1] in float64: element count times (mean, mean square), and the count."""
-    count = part_NCX.numel() // part_NCX.shape[1]
-    mean, rstd = mean_C.double(), rstd_C.double()
-    var = (rstd.square().reciprocal() - eps).clamp_min(0.0)
-    return torch.cat([mean, var + mean.square(), mean.new_ones(1)]) * count
+    return torch.cat([mean_C, var_C + mean_C.square(), mean_C.new_ones(1)]) * count
 
 
 def grouped_norms(model: nn.Module) -> Iterator[GroupedBatchNorm3d]:
@@ -128,27 +133,34 @@ def defer_running_stats(model: nn.Module) -> None:
 def commit_running_stats(
     norms: Iterable[GroupedBatchNorm3d], process_group: dist.ProcessGroup | None = None, *, reduce: bool = False
 ) -> None:
-    """Update running statistics with the moments of the last training step.
+    """Update running statistics with the moments of the forward passes since the last call (the micro-batches of a step).
 
     With `reduce` the moments are first summed over the ranks, in one collective, so that each rank ends with the
-    statistics of the global batch. Ranks that saw no clip take part alike.
+    statistics of the global batch. Every rank has to take part, and a rank that saw no clip adds nothing. A norm that no rank
+    used keeps its statistics.
     """
-    norms = [norm for norm in norms if norm.pending is not None]
+    norms = [norm for norm in norms if norm.track_running_stats and (reduce or norm.pending is not None)]
     if not norms:
         return
-    flat = torch.cat([norm.pending for norm in norms if norm.pending is not None])
+    flat = torch.cat([_pending(norm) for norm in norms])
     if reduce:
         dist.all_reduce(flat, group=process_group)
     for norm, row in zip(norms, torch.split(flat, [2 * norm.num_features + 1 for norm in norms]), strict=True):
         norm.pending = None
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-        channels = norm.num_features
-        count = row[-1]
-        mean = row[:channels] / count
-        var = (row[channels : 2 * channels] / count - mean.square()).clamp_min(0.0) * (
-            count / (count - 1).clamp_min(1.0)
-        )
-        norm.num_batches_tracked += 1
-        weight = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        used, count = row[-1] > 0, row[-1].clamp_min(1.0)
+        mean, mean_square = (row[:-1] / count).view(2, -1)
+        var = (mean_square - mean.square()).clamp_min(0.0) * (count / (count - 1.0).clamp_min(1.0))
+        norm.num_batches_tracked += used
+        rate = norm.num_batches_tracked.clamp_min(1).reciprocal() if norm.momentum is None else norm.momentum
+        # the weight stays a tensor, so that nothing waits for the device
+        weight = (used * rate).to(norm.running_mean.dtype)
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
         norm.running_var.lerp_(var.to(norm.running_var.dtype), weight)
+
+
+def _pending(norm: GroupedBatchNorm3d) -> Tensor:
+    if norm.pending is not None:
+        return norm.pending
+    assert norm.running_mean is not None
+    return norm.running_mean.new_zeros(2 * norm.num_features + 1, dtype=torch.float64)
