@@ -1,0 +1,1 @@
+"""Video data: annotations, shards, clips, decoding, and the feed."""
