@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgray.plan.plan import Step
-from mgray.plan.shape import ClipShape
+from mgray.plan import ClipShape, Step
 
 _MASK = (1 << 64) - 1
 

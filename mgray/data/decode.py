@@ -1,8 +1,8 @@
 """Decoding and encoding of video: the only file that imports PyAV.
 
 Ingest turns a source file into packets without a container: H.264, closed GOPs of 16, 7 B frames that nothing refers
-to, so that at a stride of 2 or more most packets are never decoded. Planes are full-range BT.601 (as in JPEG), so a crop is
-resized plane by plane, chroma at half size, and only the result is converted to RGB.
+to, so that at a stride of 2 or more most packets are never decoded. Planes are limited-range BT.601, as in most sources;
+a crop is resized plane by plane, chroma from half size, and only the result is converted to RGB.
 """
 
 from __future__ import annotations
@@ -39,6 +39,16 @@ CODEC = {
     "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:bframes=7:b-adapt=0:b-pyramid=none:threads=1",
 }
 """Encoder and options of stored levels; part of what identifies a dataset."""
+
+
+def _to_rgb() -> tuple[float, ...]:
+    """Rows of the matrix from limited-range Y, Cb, Cr, 1 to full-range R, G, B (BT.601)."""
+    luma, chroma = 255 / 219, 255 / 224
+    rows = [(luma, chroma * cb, chroma * cr) for cb, cr in ((0.0, 1.402), (-0.344136, -0.714136), (1.772, 0.0))]
+    return tuple(value for y, cb, cr in rows for value in (y, cb, cr, -16 * y - 128 * (cb + cr)))
+
+
+_TO_RGB = _to_rgb()
 _START_CODE = b"\x00\x00\x01"
 _SLICES = (1, 5)
 _TIME_BASE = Fraction(1, 25)
@@ -197,7 +207,7 @@ class _LevelEncoder:
         assert isinstance(encoder, VideoCodecContext)
         encoder.width, encoder.height = width, height
         encoder.pix_fmt = "yuv420p"
-        encoder.color_range = ColorRange.JPEG
+        encoder.color_range = ColorRange.MPEG
         encoder.time_base = _TIME_BASE
         encoder.framerate = 1 / _TIME_BASE
         encoder.thread_count = 1
@@ -217,7 +227,7 @@ class _LevelEncoder:
             format="yuv420p",
             src_color_range=frame.color_range,
             dst_colorspace=Colorspace.ITU601,
-            dst_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
             threads=1,
         )
@@ -310,7 +320,10 @@ def _display_size(frame: VideoFrame) -> tuple[int, int]:
 def _turned(frame: VideoFrame, quarter_turns: int) -> VideoFrame:
     """A yuv420p frame turned to the left."""
     planes = [
-        np.rot90(np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width], quarter_turns)
+        np.rot90(
+            np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width],
+            quarter_turns,
+        )
         for plane in frame.planes
     ]
     height, width = planes[0].shape
@@ -351,14 +364,15 @@ def _taken(frames: Sequence[VideoFrame], left: set[int]) -> Iterator[tuple[int, 
 
 
 def _window(frame: VideoFrame, box: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:
-    """A window of a full-range yuv420p frame, resized to (width, height) with antialiasing, as RGB."""
+    """A window of a yuv420p frame, resized to (width, height) with antialiasing, as RGB."""
     planes = []
     for plane, share in zip(frame.planes, (1.0, 0.5, 0.5), strict=True):
-        whole = Image.frombuffer("L", (plane.width, plane.height), plane, "raw", "L", plane.line_size, 1)
+        pixels = np.frombuffer(memoryview(plane), np.uint8)
+        whole = Image.frombuffer("L", (plane.width, plane.height), pixels, "raw", "L", plane.line_size, 1)
         left, top, right, bottom = (edge * share for edge in box)
         within = (left, top, min(right, plane.width), min(bottom, plane.height))
         planes.append(whole.resize(size, Image.Resampling.BILINEAR, box=within))
-    return Image.merge("YCbCr", planes).convert("RGB")
+    return Image.merge("RGB", planes).convert("RGB", _TO_RGB)
 
 
 def _reason(error: Exception) -> str:

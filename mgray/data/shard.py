@@ -101,7 +101,7 @@ class StoredVideo:
             return batch.column(name)[0].as_py()
 
         def array(name: str) -> npt.NDArray[Any]:
-            return batch.column(name).flatten().to_numpy(zero_copy_only=True)
+            return np.asarray(batch.column(name).flatten().to_numpy(zero_copy_only=True))
 
         return cls(
             source=VideoInfo(scalar("source_frames"), scalar("source_width"), scalar("source_height"), scalar("fps")),
@@ -306,9 +306,10 @@ def write_shard(folder: Folder, name: str, videos: Sequence[StoredVideo]) -> tup
     extents = []
     with pa.ipc.new_file(sink, _VIDEO_SCHEMA) as writer:
         for video in videos:
-            start = sink.tell()
-            writer.write_batch(video.to_batch())
-            extents.append(Extent(offset=start, length=sink.tell() - start))
+            batch = video.to_batch()
+            writer.write_batch(batch)
+            length = pa.ipc.get_record_batch_size(batch)
+            extents.append(Extent(offset=sink.tell() - length, length=length))
     return folder.write(name, sink.getvalue()), tuple(extents)
 
 

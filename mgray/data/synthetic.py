@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mgray.data.decode import encode_frames
 
-Path = Callable[[npt.NDArray[np.float64]], tuple[npt.NDArray[np.float64], ...]]
+Path = Callable[[npt.NDArray[np.floating[Any]]], tuple[npt.NDArray[np.floating[Any]], ...]]
 """Progress [T] -> place across [T], place down [T], angle in radians [T]; a progress of 1 is one window's short side."""
 
 
@@ -25,7 +26,7 @@ def _straight(degrees: float) -> Path:
 
 
 def _swing(across: float, down: float) -> Path:
-    def path(progress: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
+    def path(progress: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[np.floating[Any]], ...]:
         swing = np.sin(8 * progress) / 8
         return across * swing, down * swing, 0 * progress
 
@@ -97,7 +98,7 @@ def write_motion_videos(
             encode_frames(os.path.join(folder, f"{clip:04d}.mp4"), pixels)
 
 
-def _texture(rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def _texture(rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
     """A periodic random picture of several scales: float32 [_TEXTURE, _TEXTURE, 3], about 0..255."""
     rows = np.fft.fftfreq(_TEXTURE)[:, None] * _TEXTURE
     columns = np.fft.rfftfreq(_TEXTURE)[None, :] * _TEXTURE
@@ -106,12 +107,12 @@ def _texture(rng: np.random.Generator) -> npt.NDArray[np.float32]:
     band = np.where((radius >= 4) & (radius <= 32), 1 / np.maximum(radius, 1), 0)[..., None]
     noise = np.fft.rfft2(rng.normal(size=(_TEXTURE, _TEXTURE, 3)), axes=(0, 1)) * band
     picture = np.fft.irfft2(noise, (_TEXTURE, _TEXTURE), axes=(0, 1))
-    return (128 + 48 * picture / picture.std()).astype(np.float32)
+    return np.asarray(128 + 48 * picture / picture.std(), np.float32)
 
 
 def _sample(
-    texture: npt.NDArray[np.float32], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float32]:
+    texture: npt.NDArray[np.floating[Any]], x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.floating[Any]]:
     """The periodic texture at real coordinates [H, W], bilinear: float32 [H, W, 3]."""
     left, top = np.floor(x), np.floor(y)
     across = (x - left).astype(np.float32)[..., None]
@@ -120,5 +121,4 @@ def _sample(
     x1, y1 = (x0 + 1) % _TEXTURE, (y0 + 1) % _TEXTURE
     above = texture[y0, x0] * (1 - across) + texture[y0, x1] * across
     below = texture[y1, x0] * (1 - across) + texture[y1, x1] * across
-    picture: npt.NDArray[np.float32] = above * (1 - down) + below * down
-    return picture
+    return np.asarray(above * (1 - down) + below * down)
