@@ -1,0 +1,38 @@
+"""A feed for one process without Ray: decodes ahead in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from mgray.config import FeedSection
+from mgray.data.source import Block, Blocks, ClipSource, decode_block
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFeed:
+    """The same blocks as those of Ray's feed, for rank 0 of 1."""
+
+    section: FeedSection
+
+    def blocks(self, source: ClipSource, segments: Sequence[range]) -> contextlib.closing[Blocks]:
+        return contextlib.closing(self._blocks(source, segments))
+
+    def _blocks(self, source: ClipSource, segments: Sequence[range]) -> Blocks:
+        steps = itertools.chain.from_iterable(segments)
+        pending: deque[Future[Block | None]] = deque()
+        with ThreadPoolExecutor(self.section.decoders, thread_name_prefix="mgray-decode") as pool:
+            try:
+                for step in steps:
+                    pending.append(pool.submit(decode_block, source, step, 0, 1))
+                    if len(pending) > self.section.ahead:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()

@@ -1,0 +1,1 @@
+"""The training loop: one step after another from a plan, on any number of workers."""

@@ -1,0 +1,127 @@
+"""Checkpoints: one file of tensors and a small description that is checked before it is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgray.errors import CheckpointError
+from mgray.plan.state import ScheduleState
+
+FORMAT = 1
+META, TENSORS = "meta.json", "state.pt"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointMeta:
+    """What a checkpoint belongs to and how far it is."""
+
+    step: int
+    """Steps done."""
+    run_digest: str
+    data_digest: str
+    schedule: ScheduleState
+    classes: tuple[str, ...]
+    run: dict[str, Any]
+    """The run's configuration, `Run.to_json()`."""
+    train_s: float
+    """Seconds of training so far (without validation, saving and start-up)."""
+    attempt: int
+    """Number of the attempt that wrote it; each start of the workers is one."""
+
+
+def write_checkpoint(folder: Path, meta: CheckpointMeta, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write a checkpoint into an existing folder; the description comes last, so that a cut-off one is noticed."""
+    tensors = folder / TENSORS
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tensors)
+    content = {
+        "format": FORMAT,
+        "step": meta.step,
+        "run_digest": meta.run_digest,
+        "data_digest": meta.data_digest,
+        "schedule": meta.schedule.to_json(),
+        "classes": list(meta.classes),
+        "run": meta.run,
+        "train_s": meta.train_s,
+        "attempt": meta.attempt,
+        "sha256": _digest(tensors),
+    }
+    (folder / META).write_text(json.dumps(content))
+
+
+def read_meta(folder: Path) -> CheckpointMeta:
+    """The description of a checkpoint.
+
+    Raises:
+        CheckpointError: `folder` is no checkpoint, one of another version of mgray, or cut off.
+    """
+    path = folder / META
+    if not path.is_file():
+        raise CheckpointError("checkpoint", str(folder), f"holds no {META}", "name a checkpoint folder of a run")
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                "checkpoint", str(folder), f"has format {content['format']}, not {FORMAT}", "use the mgray that wrote it"
+            )  # fmt: skip
+        meta = CheckpointMeta(
+            step=content["step"],
+            run_digest=content["run_digest"],
+            data_digest=content["data_digest"],
+            schedule=ScheduleState.from_json(content["schedule"]),
+            classes=tuple(content["classes"]),
+            run=content["run"],
+            train_s=content["train_s"],
+            attempt=content["attempt"],
+        )
+        whole = (folder / TENSORS).is_file() and _digest(folder / TENSORS) == content["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("checkpoint", str(path), f"is damaged ({error})", "use an earlier checkpoint") from None
+    if not whole:
+        raise CheckpointError("checkpoint", str(folder), "is damaged or cut off", "use an earlier checkpoint")
+    return meta
+
+
+def read_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Load weights (and the optimizer's state) of a checkpoint in place.
+
+    Raises:
+        CheckpointError: the weights are those of another model.
+    """
+    state = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
+    try:
+        model.load_state_dict(state["model"])
+        if optimizer is not None:
+            optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            "checkpoint", str(folder), f"does not fit the model ({problem})", "give the --model.* settings it was trained with"
+        ) from None  # fmt: skip
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that `path` is, or the newest one in the run's folder that `path` is.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / META).is_file():
+        return path
+    found = [(json.loads(meta.read_text())["step"], str(meta.parent)) for meta in path.glob(f"*/{META}")]
+    if not found:
+        raise CheckpointError(
+            "checkpoint", str(path), "holds no checkpoint", "name a run's folder, or one of its checkpoints"
+        )
+    return Path(max(found)[1])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,83 @@
+"""Validation at the base shape: one centred clip a video, every video exactly once whatever the number of workers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from mgray.config import Run
+from mgray.data.shard import ShardSet
+from mgray.data.source import TrainSource, ValSource
+from mgray.model.norm import grouped_norms
+from mgray.plan import ClipShape, Plan
+from mgray.train.session import Session
+from mgray.train.step import Worker
+
+
+def validation_source(run: Run, shards: ShardSet) -> ValSource:
+    """The validation clips of a run: base shape, base stride, the short side that training's jitter starts at."""
+    plan = run.plan
+    return ValSource(
+        shards=shards,
+        shape=ClipShape(plan.frames, plan.crop, plan.crop),
+        stride=plan.stride,
+        short_side=plan.jitter_min,
+        fps=run.data.fps,
+        batch=run.train.eval_batch,
+    )
+
+
+def evaluate(worker: Worker, session: Session, source: ValSource) -> dict[str, float]:
+    """Scores over the whole validation split, the same on every rank: top1, top5, loss and num_clips.
+
+    Top-5 is over all classes where there are fewer than five.
+    """
+    classes = source.shards.classes
+    scores = MetricCollection(
+        {
+            "top1": MulticlassAccuracy(len(classes), top_k=1, average="micro"),
+            "top5": MulticlassAccuracy(len(classes), top_k=min(5, len(classes)), average="micro"),
+        }
+    ).to(session.device)
+    losses = MeanMetric().to(session.device)
+    worker.module.eval()
+    with (
+        torch.inference_mode(),
+        session.feed.blocks(source, [range(source.num_batches(session.world_size))]) as blocks,
+    ):
+        for block in blocks:
+            if block is None:
+                continue
+            logits = worker.predict(block)
+            labels = torch.from_numpy(block.labels_N.copy()).to(session.device)
+            scores.update(logits, labels)
+            losses.update(F.cross_entropy(logits, labels, reduction="none"))
+    worker.module.train()
+    results = {name: float(value) for name, value in scores.compute().items()}
+    return {**results, "loss": float(losses.compute()), "num_clips": float(source.shards.num_samples("val"))}
+
+
+def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, steps_done: int) -> None:
+    """Re-estimate running statistics over `train.precise_bn` batches of the base shape (paper, section 3.3).
+
+    The batches are a function of the seed and the number of steps done.
+    """
+    plan = Plan.compile(run.plan.baseline(), shards.num_samples("train"))
+    draw = hashlib.sha256(f"precise-bn {run.train.seed} {steps_done}".encode()).digest()
+    source = TrainSource(shards, plan, int.from_bytes(draw[:8]) >> 1, run.data.fps, run.data.flip)
+    count = min(run.train.precise_bn, plan.num_steps)
+    norms = list(grouped_norms(worker.module))
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    with session.feed.blocks(source, [range(count)]) as blocks:
+        for index, block in enumerate(blocks):
+            step = plan.step_at(index)
+            worker.observe(block, step.shape, step.bn_groups)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,87 @@
+"""Records of a run: one JSON object a line, and TensorBoard; written by rank 0."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from mgray.plan import Step
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends to a run's records; a later attempt's lines supersede those of an earlier one at the same step."""
+
+    def __init__(self, folder: Path, attempt: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._attempt = attempt
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        if self._file.tell() and not _ends_with_newline(folder / METRICS):
+            self._file.write("\n")  # the last writer was killed within a line
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def step(self, step: Step, *, loss: float, top1: float, step_s: float, wait_s: float, train_s: float) -> None:
+        """One training step: mean loss and share of right answers over the global batch, seconds as rank 0 saw them."""
+        shape = step.shape
+        self._line(
+            "step", step.index, phase=step.phase, slot=step.slot, clips=shape.clips, frames=shape.frames, crop=shape.height,
+            lr=step.lr, epoch=step.epoch, loss=loss, top1=top1, step_s=step_s, wait_s=wait_s, train_s=train_s,
+        )  # fmt: skip
+        clips_per_s = shape.clips / max(step_s, 1e-9)
+        for name, value in (
+            ("loss", loss),
+            ("top1", top1),
+            ("lr", step.lr),
+            ("clips_per_s", clips_per_s),
+            ("wait_s", wait_s),
+        ):
+            self._board.add_scalar(f"train/{name}", value, step.index)
+
+    def validation(self, steps: int, *, epoch: float, scores: dict[str, float], eval_s: float, train_s: float) -> None:
+        """One validation after `steps` steps."""
+        self._line("eval", steps, epoch=epoch, **scores, eval_s=eval_s, train_s=train_s)
+        for name in ("top1", "top5", "loss"):
+            self._board.add_scalar(f"val/{name}", scores[name], steps)
+
+    def event(self, step: int, event: str, detail: str = "") -> None:
+        """Something that happened: start, resume, phase, checkpoint, stop, finish."""
+        self._line("event", step, event=event, detail=detail)
+        self.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def _line(self, kind: str, step: int, **values: Any) -> None:
+        record = {"kind": kind, "attempt": self._attempt, "step": step, **values, "time": time.time()}
+        self._file.write(json.dumps(record) + "\n")
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+def next_attempt(folder: Path) -> int:
+    """Number of the attempt that begins now: one above the highest in the records."""
+    path = folder / METRICS
+    if not path.is_file():
+        return 0
+    highest = -1
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if '"start"' in line or '"resume"' in line:
+                try:
+                    highest = max(highest, int(json.loads(line)["attempt"]))
+                except (ValueError, KeyError):
+                    continue  # cut off by a kill
+    return highest + 1

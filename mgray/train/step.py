@@ -1,0 +1,166 @@
+"""One step of training: a rank's share of a global batch, forward, backward and update.
+
+Shape suffixes: N clips, T frames, H height, W width, C colours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mgray.config import DataSection, TrainSection
+from mgray.data.source import Block
+from mgray.model.dropout import set_clip_keys
+from mgray.model.norm import BnGroups, commit_running_stats, grouped_norms, set_groups
+from mgray.plan import BatchShape, Share, share_of
+from mgray.train.session import Session, unwrapped
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some whole BN groups of a rank's share: offsets into the share, and how its clips fall into groups."""
+
+    clips: range
+    groups: BnGroups
+
+
+class Worker:
+    """A model on one rank: moves blocks to the device and computes with them."""
+
+    def __init__(self, model: nn.Module, session: Session, data: DataSection, train: TrainSection) -> None:
+        self.model = model
+        self.module = unwrapped(model)
+        self._session = session
+        self._train = train
+        scale = torch.tensor(data.std, device=session.device) * 255.0
+        self._scale = 1.0 / scale.view(1, 3, 1, 1, 1)
+        self._shift = -torch.tensor(data.mean, device=session.device).view(1, 3, 1, 1, 1) * 255.0 * self._scale
+
+    def clips(self, block: Block, part: range | None = None) -> Tensor:
+        """A block's clips on the device, normalised: float32 [N, C, T, H, W]."""
+        clips_NTHWC = _tensor(block.clips_NTHWC if part is None else block.clips_NTHWC[part.start : part.stop])
+        if self._session.device.type == "cuda":
+            clips_NTHWC = clips_NTHWC.pin_memory()
+        clips_NCTHW = clips_NTHWC.to(self._session.device, non_blocking=True).permute(0, 4, 1, 2, 3)
+        layout = torch.channels_last_3d if self._train.channels_last else torch.contiguous_format
+        return torch.addcmul(self._shift, clips_NCTHW.to(torch.float32), self._scale).contiguous(memory_format=layout)
+
+    def _logits(self, model: nn.Module, clips_NCTHW: Tensor) -> Tensor:
+        half = self._train.precision == "bfloat16"
+        with torch.autocast(self._session.device.type, torch.bfloat16, enabled=half):
+            logits: Tensor = model(clips_NCTHW)
+        return logits.float()
+
+    def step(
+        self, block: Block | None, shape: BatchShape, bn_groups: int, keys_N: Tensor, optimizer: torch.optim.Optimizer
+    ) -> Tensor:
+        """Train on one global batch; returns this rank's [sum of losses, right answers] in float64 on the device.
+
+        The gradient is that of the mean loss over the *global* batch, however unevenly its clips are shared out.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._session.device)
+        parts = self.micro_batches(shape, bn_groups)
+        # DDP averages over ranks
+        weight = self._session.world_size / shape.clips
+        if block is None:
+            (self._idle(shape).sum() * 0.0).backward()  # type: ignore[no-untyped-call]
+        for number, part in enumerate(parts):
+            assert block is not None
+            with self._gradients_stay_local(number < len(parts) - 1):
+                set_groups(self.module, part.groups)
+                set_clip_keys(self.module, keys_N[part.clips.start : part.clips.stop])
+                labels = torch.from_numpy(block.labels_N[part.clips.start : part.clips.stop].copy()).to(
+                    self._session.device
+                )
+                logits = self._logits(self.model, self.clips(block, part.clips))
+                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self._train.label_smoothing)
+                (loss * weight).backward()  # type: ignore[no-untyped-call]
+                sums[0] += loss.detach()
+                sums[1] += (logits.argmax(1) == labels).sum()
+        if self._train.clip_grad:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._train.clip_grad)
+        optimizer.step()
+        self.commit()
+        return sums
+
+    def observe(self, block: Block | None, shape: BatchShape, bn_groups: int) -> None:
+        """Let a batch pass only for its batch-norm statistics."""
+        with torch.no_grad():
+            for part in self.micro_batches(shape, bn_groups) if block is not None else ():
+                assert block is not None
+                set_groups(self.module, part.groups)
+                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64))
+                self._logits(self.module, self.clips(block, part.clips))
+        self.commit()
+
+    def commit(self) -> None:
+        """Update running statistics with those of the global batch, the same on every rank."""
+        commit_running_stats(grouped_norms(self.module), reduce=self._session.world_size > 1)
+
+    def micro_batches(self, shape: BatchShape, bn_groups: int) -> list[MicroBatch]:
+        """This rank's clips of a step, cut into parts of whole BN groups that are computed at once."""
+        session = self._session
+        shares = [share_of(rank, session.world_size, shape.clips, bn_groups) for rank in range(session.world_size)]
+        share = shares[session.rank]
+        sync = self._sync_group(shares)
+        if not share.clips:
+            return []
+        if sync is not None:
+            return [MicroBatch(range(len(share.clips)), BnGroups((len(share.clips),), sync))]
+        at_once = self._train.micro_groups or len(share.groups)
+        parts = []
+        for first in range(0, len(share.groups), at_once):
+            groups = share.groups[first : first + at_once]
+            clips = range(groups[0].start - share.clips.start, groups[-1].stop - share.clips.start)
+            parts.append(MicroBatch(clips, BnGroups(tuple(len(group) for group in groups))))
+        return parts
+
+    def _sync_group(self, shares: list[Share]) -> dist.ProcessGroup | None:
+        """The process group that shares this rank's BN group, where one spans several ranks."""
+        mine = None
+        spans = dict.fromkeys(share.ranks for share in shares)
+        for span in spans:
+            # a rank without clips has no part in the statistics; those with clips are contiguous
+            active = [rank for rank in span if shares[rank].clips]
+            if len(active) > 1:
+                group = self._session.subgroup(tuple(active))
+                if self._session.rank in active:
+                    mine = group
+        return mine
+
+    @contextlib.contextmanager
+    def _gradients_stay_local(self, local: bool) -> Iterator[None]:
+        if local and isinstance(self.model, DistributedDataParallel):
+            with self.model.no_sync():
+                yield
+        else:
+            yield
+
+    def _idle(self, shape: BatchShape) -> Tensor:
+        """Logits of a clip that counts for nothing: DDP needs a backward pass of every rank."""
+        self.module.eval()
+        clip = torch.zeros(1, 3, shape.frames, shape.height, shape.width, device=self._session.device)
+        logits = self._logits(self.model, clip)
+        self.module.train()
+        return logits
+
+    def predict(self, block: Block) -> Tensor:
+        """Logits [N, classes] of a validation block; no other rank takes part."""
+        return self._logits(self.module, self.clips(block))
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A tensor that shares memory with a read-only array (blocks are views of Ray's object store, and never written to)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

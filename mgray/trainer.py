@@ -1,0 +1,324 @@
+"""Run -> Ray Train: checks first, then data, then workers; and the records that a run leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import ray.train
+import ray.train.torch
+from rich.console import Console
+from rich.progress import Progress
+
+from mgray.config import Run
+from mgray.data.annotations import read_annotations
+from mgray.data.feed import GridDataConfig, quiet_ray_data
+from mgray.data.ingest import IngestProgress, ingest
+from mgray.data.shard import MANIFEST, Manifest, ShardSet
+from mgray.display import TrainDisplay
+from mgray.driver import start_driver
+from mgray.errors import CheckpointError, ConfigError, DataError, MgrayError, TrainingError
+from mgray.model import check_model
+from mgray.plan import Plan
+from mgray.plan.state import ScheduleState
+from mgray.train.session import FEED, RaySession
+
+POLL_S = 0.5
+KEEP_CHECKPOINTS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """Where a finished run's records are, and what it came to."""
+
+    folder: Path
+    steps: int
+    train_s: float
+    top1: float
+
+
+def run_folder(run: Run) -> Path:
+    """The folder of a run's records and checkpoints."""
+    return Path(run.storage).expanduser().absolute() / run.name
+
+
+def train(run: Run, *, verbose: bool = False, console: Console | None = None) -> TrainResult:
+    """Train a run from its newest checkpoint to its end, on Ray.
+
+    Starts a local Ray where none runs, and ends it afterwards. Data that is no shards yet is ingested first.
+
+    Raises:
+        MgrayError: bad input (before Ray starts), or what kept the run from its end.
+    """
+    console = console or Console()
+    check_run(run)
+    folder = run_folder(run)
+    with ray_running(run, verbose=verbose):
+        shards = open_data(run, console)
+        plan = Plan.compile(run.plan, shards.num_samples("train"))
+        _warn_of_upscaling(run, shards, console)
+        _write_records(folder, run, plan, shards)
+        driver = start_driver(run.name, ScheduleState(plan.digest()))
+        try:
+            with TrainDisplay(run.name, plan, console) as display, _watching(driver, display):
+                _fit(run, folder, shards, driver)
+        finally:
+            ray.kill(driver)
+    return _result(folder)
+
+
+def check_run(run: Run) -> None:
+    """Refuse what cannot work, before torch or Ray start.
+
+    Raises:
+        MgrayError: it names field, value and remedy.
+    """
+    check_model(run.model)
+    if "://" in run.storage:
+        raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
+    if not run.data.path:
+        raise ConfigError(
+            "data.path", run.data.path, "is empty", "give --data.path: a folder of videos, a list, or shards"
+        )
+    if not _is_shards(run.data.path):
+        read_annotations(run.data.path, val_fraction=run.data.val_fraction)
+    stored = run_folder(run) / "run.json"
+    if stored.is_file():
+        try:
+            earlier = Run.from_json(json.loads(stored.read_text()))
+        except (ValueError, MgrayError):
+            raise CheckpointError(
+                "name", run.name, f"holds a run of another mgray ({stored})", "give another --name"
+            ) from None
+        if earlier.digest() != run.digest():
+            from mgray.train.loop import differences
+
+            raise CheckpointError(
+                "name", run.name, f"is a run with other settings ({differences(earlier.to_json(), run)})",
+                f"give another --name, or remove {stored.parent}",
+            )  # fmt: skip
+
+
+def _is_shards(path: str) -> bool:
+    return "://" in path or (Path(path).expanduser() / MANIFEST).is_file()
+
+
+@contextlib.contextmanager
+def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
+    """Ray for as long as the context lasts: the one that runs, the cluster of `scale.address`, or a local one."""
+    if ray.is_initialized():
+        yield
+        return
+    # a report waits until the controller has polled the one before
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
+    if run.scale.address or os.environ.get("RAY_ADDRESS"):
+        options["address"] = run.scale.address or None
+    else:
+        wanted = run.scale.workers * (run.scale.cpus + run.feed.decoders)
+        options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(wanted)), "include_dashboard": False}
+    ray.init(**options)
+    quiet_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def open_data(run: Run, console: Console) -> ShardSet:
+    """The run's shards; a folder or list of videos is ingested first, once for all runs of this storage."""
+    path = run.data.path
+    if not _is_shards(path):
+        source = str(Path(path).expanduser().absolute())
+        key = json.dumps([source, run.plan.jitter_max, run.data.val_fraction])
+        name = f"{Path(source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        path = str(run_folder(run).parent / "shards" / name)
+        ingest_with_progress(
+            source, path, short_side=run.plan.jitter_max, val_fraction=run.data.val_fraction, console=console
+        )
+    elif "://" not in path:
+        path = str(Path(path).expanduser().absolute())
+    return ShardSet.open(path)
+
+
+def ingest_with_progress(
+    source: str, out: str, *, short_side: int = 256, val_fraction: float = 0.2, console: Console | None = None
+) -> Manifest:
+    """Ingest with a progress bar; starts a local Ray where none runs.
+
+    Raises:
+        DataError: the source cannot be used, or too many of its videos are broken.
+    """
+    console = console or Console()
+    read_annotations(source, val_fraction=val_fraction)
+    with ray_running(Run()), Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("ingest", total=None)
+
+        def show(progress: IngestProgress) -> None:
+            bar.update(task, completed=progress.done, total=progress.total)
+
+        manifest = ingest(source, out, short_side=short_side, val_fraction=val_fraction, on_progress=show)
+    return manifest
+
+
+def _warn_of_upscaling(run: Run, shards: ShardSet, console: Console) -> None:
+    smallest = min(
+        min(info.width, info.height)
+        for info in (shards.info("train", i) for i in range(0, shards.num_samples("train"), 1 + shards.num_samples("train") // 1000))
+    )  # fmt: skip
+    if smallest < run.plan.crop:
+        console.print(
+            f"mgray: warning: plan.crop = {run.plan.crop} is larger than the short side of some videos ({smallest} pixels); "
+            "they are enlarged, a smaller --plan.crop trains faster on the same detail",
+            soft_wrap=True,
+        )
+
+
+def _write_records(folder: Path, run: Run, plan: Plan, shards: ShardSet) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {
+        "classes": list(shards.classes),
+        "num_train": shards.num_samples("train"),
+        "num_val": shards.num_samples("val"),
+        "digest": shards.digest(),
+        "shards": shards.root,
+    }
+    for name, content in (("plan", plan.to_json()), ("data", data), ("run", run.to_json())):
+        part = folder / f".{name}.json.part"
+        part.write_text(json.dumps(content, indent=1))
+        os.replace(part, folder / f"{name}.json")
+
+
+def _fit(run: Run, folder: Path, shards: ShardSet, driver: Any) -> None:
+    gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+    use_gpu = run.scale.gpu == "yes" or (run.scale.gpu == "auto" and gpus >= run.scale.workers)
+    if run.scale.gpu == "yes" and gpus < run.scale.workers:
+        raise ConfigError(
+            "scale.workers", run.scale.workers, f"is more than the cluster's {gpus:.0f} GPUs", "ask for fewer, or give --scale.gpu auto"
+        )  # fmt: skip
+    trainer = ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config={"run": run.to_json(), "folder": str(folder), "shards": shards.root, "driver": driver},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.scale.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": run.scale.cpus} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=run.scale.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
+        ),
+        datasets={FEED: cast(Any, lambda: run.feed)},  # GridDataConfig makes shards of it
+        dataset_config=GridDataConfig(),
+    )
+    failed: Exception | None = None
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failed = error
+    failure = ray.get(driver.status.remote())["failure"]
+    if isinstance(failure, MgrayError):
+        raise failure
+    if failure is not None or failed is not None:
+        problem = " ".join(str(failure or failed).split())[-300:]
+        raise TrainingError(
+            "run", run.name, f"failed and was given up ({problem})", "see the logs in Ray's session folder"
+        )
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each worker of Ray Train does."""
+    import torch
+
+    from mgray.train.loop import Loop
+    from mgray.train.metrics import next_attempt
+
+    quiet_ray_data()
+    run, driver, folder = Run.from_json(config["run"]), config["driver"], Path(config["folder"])
+    torch.set_num_threads(run.scale.threads or max(1, int(run.scale.cpus)))
+    session = RaySession(driver)
+    try:
+        loop = Loop(
+            run, session, ShardSet.open(config["shards"]), folder, next_attempt(folder) if session.rank == 0 else 0
+        )
+        go_on = [session.rank == 0 and ray.get(driver.begin.remote(loop.step))]
+        if session.world_size > 1:
+            torch.distributed.broadcast_object_list(go_on, src=0, device=session.device)
+        if go_on[0]:
+            loop.train()
+    except Exception as error:
+        final = isinstance(error, MgrayError)
+        ray.get(driver.fail.remote(error if final else RuntimeError(f"{type(error).__name__}: {error}"), final))
+        raise
+
+
+@contextlib.contextmanager
+def _watching(driver: Any, display: TrainDisplay) -> Iterator[None]:
+    """Keep a display up to date from a thread of its own, since fit() holds the main one."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            with contextlib.suppress(ray.exceptions.RayError):
+                display.update(ray.get(driver.status.remote(), timeout=10))
+
+    thread = threading.Thread(target=watch, daemon=True, name="mgray-display")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _result(folder: Path) -> TrainResult:
+    from mgray.report.records import read_run
+
+    records = read_run(folder)
+    last = records.evals[-1]
+    return TrainResult(folder=folder, steps=last.step, train_s=last.train_s, top1=last.top1)
+
+
+def evaluate_run(path: str, *, data: str | None = None) -> dict[str, Any]:
+    """Validate a run's newest checkpoint, or the one given, in this process.
+
+    Raises:
+        CheckpointError: `path` holds no whole checkpoint.
+        DataError: the shards are not there, or have other classes.
+    """
+    from mgray.train.checkpoint import newest_checkpoint, read_meta, read_tensors
+
+    folder = newest_checkpoint(Path(path).expanduser())
+    meta = read_meta(folder)
+    run = Run.from_json(meta.run)
+    stored = folder.parent / "data.json"
+    where = data or (json.loads(stored.read_text())["shards"] if stored.is_file() else run.data.path)
+    shards = ShardSet.open(where)
+    if shards.classes != meta.classes:
+        raise DataError("data", where, f"has other classes than the checkpoint ({len(shards.classes)}, {len(meta.classes)})", "give the shards it was trained on, or ones with its classes")  # fmt: skip
+    import torch
+
+    from mgray.model import build_model
+    from mgray.train.evaluate import evaluate, validation_source
+    from mgray.train.session import LocalSession
+    from mgray.train.step import Worker
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    session = LocalSession(folder.parent, run.feed, device=device)
+    model = build_model(run.model, len(meta.classes))
+    read_tensors(folder, model)
+    worker = Worker(session.prepare(model), session, run.data, run.train)
+    scores = evaluate(worker, session, validation_source(run, shards))
+    return {"checkpoint": str(folder), "step": meta.step, "data": where, **scores}
