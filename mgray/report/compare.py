@@ -1,0 +1,469 @@
+"""Runs beside a baseline: what each cost, how far it came, and how much sooner it was as good as the baseline.
+
+A run is compared with one baseline run, its partner: that of the same seed and data where there is one. The target is the
+partner's best validation accuracy; the time to it is the training time (validation, saving and start-up excluded) at the
+first validation that reaches it. Nothing is interpolated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mgray.config import Run
+from mgray.errors import DataError
+from mgray.plan import PlanSpec
+from mgray.report.records import RunRecords
+
+TARGET_SHARES = (0.9, 0.95, 0.98, 1.0)
+"""Shares of the baseline's best accuracy that times are given for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RunResult:
+    """What one run cost and reached, beside its partner, the baseline run that it is compared with."""
+
+    records: RunRecords
+    partner: RunRecords
+    num_steps: int
+    num_epochs: float
+    num_clips: int
+    num_voxels: float
+    train_s: float
+    eval_s: float
+    wait_share: float
+    """Share of the training time that was spent waiting for data; NaN before the first step."""
+    final_top1: float | None
+    best_top1: float | None
+
+    def seconds_to_share(self, share: float) -> float | None:
+        """Training seconds to this share of the partner's best accuracy; None where it was not reached."""
+        target = self.partner.best_top1
+        return None if target is None else self.records.seconds_to(share * target)
+
+    def partner_seconds_to_share(self, share: float) -> float | None:
+        target = self.partner.best_top1
+        return None if target is None else self.partner.seconds_to(share * target)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """How soon the runs of a group reached a share of their partners' best accuracy."""
+
+    share: float
+    seconds: tuple[float, ...]
+    """Of the runs that reached it."""
+    partner_seconds: tuple[float, ...]
+    """Of their partners, in the same order."""
+    num_missed: int
+
+    @property
+    def speedups(self) -> tuple[float, ...]:
+        return tuple(
+            theirs / own for own, theirs in zip(self.seconds, self.partner_seconds, strict=True) if own and theirs
+        )
+
+    @property
+    def speedup(self) -> float | None:
+        """The partners' mean time over the mean time of the runs that reached it; None where none did."""
+        return sum(self.partner_seconds) / sum(self.seconds) if self.seconds and sum(self.seconds) > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Group:
+    """Runs that differ in nothing but seed or fold."""
+
+    label: str
+    schedule: str
+    is_baseline: bool
+    results: tuple[RunResult, ...]
+
+    @property
+    def title(self) -> str:
+        """The label, with the word baseline where it is one."""
+        return f"{self.label} (baseline)" if self.is_baseline and "baseline" not in self.label else self.label
+
+    def reach(self, share: float = 1.0) -> Reach:
+        pairs = [(r.seconds_to_share(share), r.partner_seconds_to_share(share)) for r in self.results]
+        reached = [(own, theirs) for own, theirs in pairs if own is not None and theirs is not None]
+        return Reach(
+            share=share,
+            seconds=tuple(own for own, _ in reached),
+            partner_seconds=tuple(theirs for _, theirs in reached),
+            num_missed=len(pairs) - len(reached),
+        )
+
+    @property
+    def best_top1(self) -> float | None:
+        """Mean over its runs of the best accuracy; None before the first validation of each."""
+        best = [result.best_top1 for result in self.results if result.best_top1 is not None]
+        return statistics.fmean(best) if best else None
+
+    @property
+    def is_finished(self) -> bool:
+        return all(result.records.is_finished for result in self.results)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of the comparison table: a quantity, its value for each group."""
+
+    label: str
+    cells: tuple[str, ...]
+    is_key: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Comparison:
+    """Groups of runs beside the baseline's group, which comes first."""
+
+    groups: tuple[Group, ...]
+
+    @property
+    def baseline(self) -> Group:
+        return self.groups[0]
+
+    @property
+    def leader(self) -> Group | None:
+        """The group that the headline is about: the greatest speed-up, else the best accuracy; None without another."""
+        others = self.groups[1:]
+        whole = [group for group in others if group.reach().speedup is not None and not group.reach().num_missed]
+        some = whole or [group for group in others if group.reach().speedup is not None]
+        if some:
+            return max(some, key=lambda group: group.reach().speedup or 0.0)
+        return max(others, key=lambda group: group.best_top1 or 0.0, default=None)
+
+    def headline(self) -> str:
+        """One sentence with the measured speed-up, or what stands in the way of one."""
+        leader, base = self.leader, self.baseline
+        if leader is None:
+            best = base.best_top1
+            reached = "has no validation yet" if best is None else f"reaches {percent(best)} top-1"
+            trained = spread([r.train_s for r in base.results], seconds)
+            return f"{base.label} {reached} in {trained} of training; there is no other schedule to compare it with."
+        target = base.best_top1
+        if target is None or leader.best_top1 is None:
+            lacking = base if target is None else leader
+            return f"No comparison yet: {lacking.label} has no validation so far."
+        reach, goal = leader.reach(), f"the baseline's best top-1 accuracy ({percent(target)})"
+        if reach.speedup is None:
+            trained = spread([r.train_s for r in leader.results], seconds)
+            verb = "does not reach" if leader.is_finished else "has so far not reached"
+            return (
+                f"No speed-up: {leader.label} {verb} {goal}; its best is {percent(leader.best_top1)}, "
+                f"{points(target - leader.best_top1)} below, in {trained} of training."
+            )
+        own, theirs = statistics.fmean(reach.seconds), statistics.fmean(reach.partner_seconds)
+        if reach.speedup > 1:
+            text = f"{leader.label} reaches {goal} {factor(reach.speedup)} sooner"
+        else:
+            text = f"No speed-up: {leader.label} reaches {goal} later ({factor(reach.speedup)})"
+        text += f": in {seconds(own)} of training against {seconds(theirs)}"
+        if reach.num_missed:
+            text += f", in {len(reach.seconds)} of {len(leader.results)} runs; the others do not reach it"
+        elif len(reach.seconds) > 1:
+            text += (
+                f" (means of {len(reach.seconds)} runs, {factor(min(reach.speedups))} to {factor(max(reach.speedups))})"
+            )
+        return text + "."
+
+    def rows(self) -> tuple[Row, ...]:
+        """The comparison table; several runs of a group show as their mean and range."""
+
+        def each(label: str, value: Callable[[RunResult], float], show: Callable[[float], str]) -> Row:
+            return Row(label=label, cells=tuple(spread([value(r) for r in g.results], show) for g in self.groups))
+
+        def accuracy(label: str, value: Callable[[RunResult], float | None]) -> Row:
+            return Row(label=label, cells=tuple(_accuracy([value(r) for r in g.results]) for g in self.groups))
+
+        reaches = [group.reach() for group in self.groups]
+        return (
+            Row(label="schedule", cells=tuple(group.schedule for group in self.groups)),
+            Row(label="runs", cells=tuple(_runs(group) for group in self.groups)),
+            each("steps", lambda r: r.num_steps, whole),
+            each("epochs", lambda r: r.num_epochs, lambda x: f"{x:,.1f}"),
+            each("clips", lambda r: r.num_clips, whole),
+            each("voxels", lambda r: r.num_voxels, magnitude),
+            each("training time", lambda r: r.train_s, seconds),
+            each("validation time", lambda r: r.eval_s, seconds),
+            each("data wait", lambda r: r.wait_share, percent),
+            accuracy("final top-1", lambda r: r.final_top1),
+            accuracy("best top-1", lambda r: r.best_top1),
+            Row(label="time to baseline's best", cells=tuple(_reached(reach) for reach in reaches), is_key=True),
+            Row(label="speed-up", cells=tuple(_speedup(reach) for reach in reaches), is_key=True),
+        )
+
+    def target_rows(self) -> tuple[Row, ...]:
+        """Time and speed-up to several shares of the baseline's best accuracy, so that no single one decides."""
+        rows = []
+        for share in TARGET_SHARES:
+            cells = []
+            for group in self.groups:
+                reach = group.reach(share)
+                text = seconds(statistics.fmean(reach.seconds)) if reach.seconds else "not reached"
+                if reach.speedup is not None and not group.is_baseline:
+                    text += f" · {factor(reach.speedup)}"
+                cells.append(text + _missed(reach))
+            rows.append(
+                Row(label=f"{100 * share:.0f} % of the baseline's best", cells=tuple(cells), is_key=share == 1.0)
+            )
+        return tuple(rows)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know to judge the figures."""
+        notes = [
+            "Training time leaves out validation, saving and start-up. The time to the baseline's best is the training time at "
+            "the first validation whose top-1 is at least the baseline's best; nothing is interpolated."
+        ]
+        if any(len(group.results) > 1 for group in self.groups):
+            notes.append(
+                "Several runs of a schedule show as their mean and range (accuracy with its standard error too), the speed-up as "
+                "the ratio of mean times; each run is compared with the baseline of the same seed and data where there is one."
+            )
+        gaps = [
+            f"{group.label} every {seconds(gap)}" for group in self.groups if (gap := _eval_gap_s(group)) is not None
+        ]
+        if gaps:
+            notes.append(
+                f"Validated, on average: {', '.join(gaps)} of training; a time to an accuracy is known to within that."
+            )
+        best, base = self.baseline.best_top1, self.baseline.results[0].records
+        if best is not None and base.evals:
+            clips = base.evals[-1].num_clips
+            notes.append(
+                f"Accuracy is measured on {clips:,} validation clips: one clip is {points(1 / max(1, clips))}, the standard error "
+                f"at {percent(best)} is {points(math.sqrt(max(0.0, best * (1 - best)) / max(1, clips)))}."
+            )
+        late = [r.records for r in self.baseline.results if r.records.evals and _is_last_best(r.records)]
+        if late:
+            notes.append(
+                f"The best accuracy of {', '.join(r.name for r in late)} is at its last validation: it may not have stopped "
+                "improving, and a longer baseline might do better."
+            )
+        going = [r.records.name for group in self.groups for r in group.results if not r.records.is_finished]
+        if going:
+            notes.append(f"Not finished: {', '.join(going)}; the figures are those so far.")
+        torn = [r.records for group in self.groups for r in group.results if r.records.num_unreadable]
+        notes += [f"{r.name}: {r.num_unreadable} lines of metrics.jsonl could not be read." for r in torn]
+        return tuple(notes)
+
+
+def compare(runs: Sequence[RunRecords]) -> Comparison:
+    """Group runs that differ in seed or fold only, and set them beside the baseline.
+
+    The baseline is the first run whose schedule is constant, else the first run, with the runs of its group.
+
+    Raises:
+        DataError: there is no run.
+    """
+    if not runs:
+        raise DataError("run", [], "names no run", "give the folder of at least one run")
+    chosen = next((records for records in runs if records.run.plan.is_constant), runs[0])
+    grouped: dict[tuple[Run, tuple[str, ...]], list[RunRecords]] = {}
+    for records in runs:
+        grouped.setdefault(_group_key(records), []).append(records)
+    baseline = grouped.pop(_group_key(chosen))
+    ordered = [baseline, *grouped.values()]
+    return Comparison(
+        groups=tuple(
+            Group(
+                label=label,
+                schedule=schedule_name(members[0].run.plan),
+                is_baseline=members is baseline,
+                results=tuple(_result(records, _partner(records, baseline)) for records in members),
+            )
+            for label, members in zip(_labels(ordered), ordered, strict=True)
+        )
+    )
+
+
+def print_comparison(runs: Sequence[RunRecords], console: Console | None = None) -> None:
+    """Print the comparison of runs as a table: a column a schedule, the baseline first, then the headline and notes.
+
+    Raises:
+        DataError: there is no run.
+    """
+    console = console or Console()
+    comparison = compare(runs)
+    table = Table(title="Comparison with the baseline", title_justify="left", title_style="bold")
+    table.add_column("")
+    for group in comparison.groups:
+        table.add_column(Text(group.title), justify="right")
+    for row in comparison.rows():
+        table.add_row(
+            Text(row.label),
+            *map(Text, row.cells),
+            style="bold" if row.is_key else None,
+            end_section=row.label == "runs",
+        )
+    console.print(table)
+    console.print(Text(comparison.headline(), style="bold"))
+    for note in comparison.notes():
+        console.print(Text(note, style="dim"))
+
+
+def schedule_name(spec: PlanSpec) -> str:
+    """The kind of schedule in a few words, e.g. `long + short cycle, 1.5x epochs`."""
+    cycles = {"off": [], "stage": ["long"], "run": ["progressive"]}[spec.long_cycle]
+    cycles = [*cycles, *(["short"] if spec.short_cycle else [])]
+    name = "constant" if not cycles else " + ".join(cycles) + (" cycle" if cycles != ["progressive"] else "")
+    return name if spec.epoch_factor == 1.0 else f"{name}, {spec.epoch_factor:g}x epochs"
+
+
+def whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def seconds(value: float) -> str:
+    return f"{value:,.0f} s" if value >= 100 else f"{value:.1f} s" if value >= 1 else f"{value:.3f} s"
+
+
+def percent(fraction: float) -> str:
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
+
+
+def points(fraction: float) -> str:
+    return f"{100 * fraction:.1f} points"
+
+
+def factor(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x"
+
+
+def magnitude(value: float) -> str:
+    """A large number to three digits with an SI prefix, e.g. `1.23 G`."""
+    exponent = 0 if value < 1 else min(6, int(math.log10(value)) // 3)
+    return f"{value / 1000**exponent:.3g} {' kMGTPE'[exponent]}".strip()
+
+
+def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """One value, or the mean and range of several, e.g. `85.6 s (84.5 to 86.7)`."""
+    if not values:
+        return "-"
+    mean, low, high = show(statistics.fmean(values)), show(min(values)), show(max(values))
+    if low == high:
+        return mean
+    units = {text.partition(" ")[2] for text in (mean, low, high)}
+    return (
+        f"{mean} ({low.partition(' ')[0]} to {high.partition(' ')[0]})"
+        if len(units) == 1
+        else f"{mean} ({low} to {high})"
+    )
+
+
+def _accuracy(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return spread(known, percent)
+    error = statistics.stdev(known) / math.sqrt(len(known))
+    low, high = 100 * min(known), 100 * max(known)
+    return f"{100 * statistics.fmean(known):.1f} ± {100 * error:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _reached(reach: Reach) -> str:
+    return spread(reach.seconds, seconds) + _missed(reach) if reach.seconds else "not reached"
+
+
+def _missed(reach: Reach) -> str:
+    """What is to be said of the runs that did not reach it, where others did."""
+    total = reach.num_missed + len(reach.seconds)
+    return f"; not reached in {reach.num_missed} of {total}" if reach.seconds and reach.num_missed else ""
+
+
+def _speedup(reach: Reach) -> str:
+    if reach.speedup is None:
+        return "-"
+    if len(set(map(factor, reach.speedups))) < 2:
+        return factor(reach.speedup)
+    return f"{factor(reach.speedup)} ({factor(min(reach.speedups))} to {factor(max(reach.speedups))})"
+
+
+def _runs(group: Group) -> str:
+    seeds = sorted({result.records.run.train.seed for result in group.results})
+    return f"{len(group.results)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+
+
+def _eval_gap_s(group: Group) -> float | None:
+    """Mean training seconds from one validation to the next."""
+    times = [record.train_s for result in group.results for record in result.records.evals[-1:]]
+    counts = [len(result.records.evals) for result in group.results if result.records.evals]
+    return sum(times) / sum(counts) if counts else None
+
+
+def _is_last_best(records: RunRecords) -> bool:
+    return len(records.evals) > 1 and all(records.evals[-1].top1 > record.top1 for record in records.evals[:-1])
+
+
+def _group_key(records: RunRecords) -> tuple[Run, tuple[str, ...]]:
+    """Equal for runs that differ in name, seed or fold only: another dataset has other classes."""
+    run = records.run
+    same = dataclasses.replace(
+        run,
+        name="run",
+        storage="",
+        data=dataclasses.replace(run.data, path=""),
+        train=dataclasses.replace(run.train, seed=0),
+    )
+    return same, records.data.classes if records.data else ()
+
+
+def _partner(records: RunRecords, baseline: Sequence[RunRecords]) -> RunRecords:
+    """The baseline run that is most like this one: itself, then of the same data, then of the same seed."""
+
+    def likeness(other: RunRecords) -> tuple[bool, bool, bool]:
+        same_data = other.run.data.path == records.run.data.path
+        return other is records, same_data, other.run.train.seed == records.run.train.seed
+
+    return max(baseline, key=likeness)
+
+
+def _result(records: RunRecords, partner: RunRecords) -> RunResult:
+    steps = records.steps
+    train_s = float(steps.train_s[-1]) if len(steps) else 0.0
+    return RunResult(
+        records=records,
+        partner=partner,
+        num_steps=len(steps),
+        num_epochs=float(steps.clips.sum()) / max(1, int(records.plan["num_samples"])),
+        num_clips=int(steps.clips.sum()),
+        num_voxels=float(steps.voxels.sum()),
+        train_s=train_s,
+        eval_s=sum(record.eval_s for record in records.evals),
+        wait_share=float(np.nansum(steps.wait_s)) / train_s if train_s > 0 else float("nan"),
+        final_top1=records.evals[-1].top1 if records.evals else None,
+        best_top1=records.best_top1,
+    )
+
+
+def _labels(groups: Sequence[Sequence[RunRecords]]) -> list[str]:
+    """A distinct name for each group: its run's name, or what the names of its runs have in common."""
+    labels: list[str] = []
+    for members in groups:
+        names = [records.name for records in members]
+        label = names[0] if len(names) == 1 else _common(names) or names[0]
+        if label in labels:
+            label = f"{members[0].path.parent.name}/{label}"
+        labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
+    return labels
+
+
+def _common(names: Sequence[str]) -> str:
+    """The names without the seed or fold that they differ in, e.g. `demo-baseline` of demo-baseline-seed0 and -seed1."""
+    head = _prefix(names)
+    tail = _prefix([name[len(head) :][::-1] for name in names])[::-1]
+    return re.sub(r"([-_.]+(seed|fold|s|f))?[-_.]*\d*$", "", head) + re.sub(r"^\d+", "", tail)
+
+
+def _prefix(names: Sequence[str]) -> str:
+    columns = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in columns)
