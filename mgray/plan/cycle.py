@@ -40,23 +40,33 @@ class Segment:
     end_epoch: int
 
 
-def _round_to(size: float, multiple: int) -> int:
-    return max(multiple, round(size / multiple) * multiple)
+def _crop(spec: PlanSpec, factor: float) -> tuple[int, float]:
+    """A crop at this factor of the base crop, and its exact size, from which batches are computed.
+
+    The reference computes batches from the crop before it is rounded to whole pixels. That is kept; but a crop rounded
+    to a multiple of 16 or 32 pixels may be a third larger in area, so there the rounded one counts.
+    """
+    size, multiple = spec.crop * factor, spec.size_multiple
+    if multiple == 1 or factor == 1.0:
+        return max(1, round(size)), size
+    rounded = min(max(multiple, round(size / multiple) * multiple), spec.crop)
+    return rounded, float(rounded)
 
 
 def cycle_shape(spec: PlanSpec, frames_factor: float, crop_factor: float) -> CycleShape:
     """The long-cycle shape at these factors of the base shape."""
     frames = max(1, round(spec.frames * frames_factor))
-    crop = spec.crop if crop_factor == 1.0 else _round_to(spec.crop * crop_factor, spec.size_multiple)
+    crop, _ = _crop(spec, crop_factor)
     base_voxels = float(spec.frames * spec.crop**2)
     multiplier = max(1, round(base_voxels / (frames * crop**2)))
     factors = spec.short_factors if spec.short_cycle else ()
     slots, planned = [], []
     for factor in factors:
-        exact = min(spec.crop * factor, crop)
+        slot_crop, exact = _crop(spec, factor)
+        if slot_crop > crop:
+            slot_crop, exact = crop, float(crop)
         planned.append(max(1, round(base_voxels / (frames * exact**2))))
-        slot_crop = min(_round_to(spec.crop * factor, spec.size_multiple), crop)
-        slots.append((slot_crop, multiplier * max(1, round((crop / (spec.crop * factor)) ** 2))))
+        slots.append((slot_crop, multiplier * max(1, round((crop / exact) ** 2))))
     planned.append(multiplier)
     slots.append((crop, multiplier))
     if not spec.short_cycle:  # the same rotation, standing still
@@ -66,9 +76,7 @@ def cycle_shape(spec: PlanSpec, frames_factor: float, crop_factor: float) -> Cyc
         crop=crop,
         multiplier=multiplier,
         mean_multiplier=sum(planned) / len(planned),
-        slots=tuple(
-            Slot(crop=c, jitter_min=max(c, round(spec.jitter_min * c / spec.crop)), multiplier=m) for c, m in slots
-        ),
+        slots=tuple(Slot(crop=c, jitter_min=round(spec.jitter_min * c / spec.crop), multiplier=m) for c, m in slots),
         stride_max=spec.stride * (spec.frames // frames) if spec.long_cycle != "off" else spec.stride,
     )
 

@@ -6,85 +6,30 @@ import bisect
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mgray.errors import ConfigError
-from mgray.plan.cycle import CycleShape, segments
+from mgray.plan.cost import Cost, cost_of
+from mgray.plan.cycle import CycleShape, Segment, segments
+from mgray.plan.phase import Phase, Step
 from mgray.plan.rate import LearningRate, learning_rate
 from mgray.plan.shape import BatchShape
 from mgray.plan.spec import PlanSpec
+from mgray.plan.table import PlanTable, plan_table
 
 RESTART_CYCLES = 4
 """The short cycle restarts at each epoch where an epoch holds at least this many whole cycles."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One optimizer update: its global mini-batch and the bounds that its clips are sampled in."""
+class Laps:
+    """Stretches of steps in which the short cycle is not restarted; what was done before each, sorted by step."""
 
-    index: int
-    phase: int
-    slot: int
-    shape: BatchShape
-    first_position: int
-    epoch: float
-    lr: float
-    jitter_min: int
-    jitter_max: int
-    stride_min: int
-    stride_max: int
-    bn_groups: int
-
-    @property
-    def positions(self) -> range:
-        """The positions of the sample stream that this step trains on."""
-        return range(self.first_position, self.first_position + self.shape.clips)
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A run of steps with one long-cycle shape; epochs are whole, `end_epoch` is exclusive."""
-
-    index: int
-    stage: int | None
-    first_epoch: int
-    end_epoch: int
-    first_step: int
-    num_steps: int
-    first_position: int
-    end_position: int
-    base_clips: int
-    batches: tuple[BatchShape, ...]
-    jitter_min: tuple[int, ...]
-    jitter_max: int
-    stride_min: int
-    stride_max: int
-    bn_groups: int
-    lr: float
-    voxels: int
-    """Voxels of all its steps together."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "first_epoch": self.first_epoch,
-            "last_epoch": self.end_epoch - 1,
-            "first_step": self.first_step,
-            "num_steps": self.num_steps,
-            "first_position": self.first_position,
-            "frames": self.batches[-1].frames,
-            "crop": self.batches[-1].height,
-            "base_clips": self.base_clips,
-            "clips": [b.clips for b in self.batches],
-            "crops": [b.height for b in self.batches],
-            "jitter_min": list(self.jitter_min),
-            "jitter_max": self.jitter_max,
-            "stride_min": self.stride_min,
-            "stride_max": self.stride_max,
-            "bn_groups": self.bn_groups,
-            "lr": self.lr,
-        }
+    steps: tuple[int, ...]
+    positions: tuple[int, ...]
+    voxels: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,69 +37,47 @@ class Plan:
     """A schedule over a dataset of known size.
 
     Positions run on without end: batches cross epoch boundaries, so that no clip is dropped or repeated. A phase takes
-    the fewest whole steps that reach its last epoch's end. `laps` are stretches in which the short cycle is not
-    restarted: (first step, first position, phase).
+    the fewest whole steps that reach its last epoch's end.
     """
 
     spec: PlanSpec
     num_samples: int
     phases: tuple[Phase, ...]
     rate: LearningRate
-    laps: tuple[tuple[int, int, int], ...]
+    laps: Laps
 
     @classmethod
     def compile(cls, spec: PlanSpec, num_samples: int) -> Plan:
         """Lay the schedule over `num_samples` training clips an epoch.
 
         Raises:
-            ConfigError: `num_samples` is not positive.
+            ConfigError: `num_samples` is not positive, or the schedule holds no whole epoch.
         """
         if num_samples < 1:
             raise ConfigError("data.num_samples", num_samples, "must be at least 1", "give the training set's size")
         parts = segments(spec)
+        if parts[-1].end_epoch < 1:
+            raise ConfigError(
+                "plan.epoch_factor", spec.epoch_factor, f"leaves no whole epoch of plan.epochs = {spec.epochs}",
+                "raise it",
+            )  # fmt: skip
         rate = learning_rate(spec, parts)
         phases: list[Phase] = []
         laps: list[tuple[int, int, int]] = []
-        step = position = first_epoch = 0
-        for part in parts:
-            end = part.end_epoch * num_samples
-            if position < end:
-                batches = tuple(_batch(spec, part.shape, i) for i in range(len(part.shape.slots)))
-                clips = [b.clips for b in batches]
-                first_step, first_position, voxels = step, position, 0
-                for target in _lap_ends(position, end, num_samples, clips):
-                    laps.append((step, position, len(phases)))
-                    count, covered = _steps_to(target - position, clips)
-                    step, position = step + count, position + covered
-                    voxels += sum(b.voxels * -(-(count - slot) // len(batches)) for slot, b in enumerate(batches))
-                base_clips = spec.batch * part.shape.multiplier
-                phases.append(
-                    Phase(
-                        index=len(phases),
-                        stage=part.stage,
-                        first_epoch=first_epoch,
-                        end_epoch=part.end_epoch,
-                        first_step=first_step,
-                        num_steps=step - first_step,
-                        first_position=first_position,
-                        end_position=position,
-                        base_clips=base_clips,
-                        batches=batches,
-                        jitter_min=tuple(slot.jitter_min for slot in part.shape.slots),
-                        jitter_max=spec.jitter_max,
-                        stride_min=spec.stride,
-                        stride_max=part.shape.stride_max,
-                        bn_groups=max(1, base_clips // spec.bn_group),
-                        lr=rate.without_warmup(first_epoch),
-                        voxels=voxels,
-                    )
-                )
+        done = (0, 0, 0)
+        first_epoch = 0
+        for part in _merged(parts):
+            if done[1] < part.end_epoch * num_samples:
+                phase, own = _lay(spec, part, len(phases), first_epoch, num_samples, rate, done)
+                phases.append(phase)
+                laps += own
+                done = (done[0] + phase.num_steps, phase.end_position, done[2] + phase.voxels)
             first_epoch = part.end_epoch
-        return cls(spec, num_samples, tuple(phases), rate, tuple(laps))
+        return cls(spec, num_samples, tuple(phases), rate, Laps(*zip(*laps, strict=True)))
 
     @property
     def num_steps(self) -> int:
-        return self.phases[-1].first_step + self.phases[-1].num_steps if self.phases else 0
+        return self.phases[-1].first_step + self.phases[-1].num_steps
 
     @property
     def num_epochs(self) -> int:
@@ -164,6 +87,10 @@ class Plan:
     def voxels(self) -> int:
         return sum(phase.voxels for phase in self.phases)
 
+    def phase_of(self, index: int) -> Phase:
+        """The phase that holds the step of this index."""
+        return self.phases[bisect.bisect_right(self.phases, index, key=lambda phase: phase.first_step) - 1]
+
     def step_at(self, index: int) -> Step:
         """The step of this index, by bisection.
 
@@ -172,15 +99,13 @@ class Plan:
         """
         if not 0 <= index < self.num_steps:
             raise IndexError(f"step {index} is outside this plan's 0..{self.num_steps - 1}")
-        first, position, number = self.laps[bisect.bisect_right(self.laps, index, key=lambda lap: lap[0]) - 1]
-        phase = self.phases[number]
-        cycles, slot = divmod(index - first, len(phase.batches))
-        clips = [batch.clips for batch in phase.batches]
-        position += cycles * sum(clips) + sum(clips[:slot])
+        position, _ = self.done_before(index)
+        phase, lap = self.phase_of(index), self._lap(index)
+        slot = (index - self.laps.steps[lap]) % len(phase.batches)
         epoch = position / self.num_samples
         return Step(
             index=index,
-            phase=number,
+            phase=phase.index,
             slot=slot,
             shape=phase.batches[slot],
             first_position=position,
@@ -193,14 +118,45 @@ class Plan:
             bn_groups=phase.bn_groups,
         )
 
+    def done_before(self, index: int) -> tuple[int, int]:
+        """Clips and voxels of the steps before this index; `num_steps` gives those of the whole plan.
+
+        Raises:
+            IndexError: outside [0, num_steps].
+        """
+        if not 0 <= index <= self.num_steps:
+            raise IndexError(f"step {index} is outside this plan's 0..{self.num_steps}")
+        lap, batches = self._lap(index), self.phase_of(max(0, index - 1)).batches
+        if self.laps.steps[lap] == index:
+            return self.laps.positions[lap], self.laps.voxels[lap]
+        cycles, slot = divmod(index - self.laps.steps[lap], len(batches))
+        clips = cycles * sum(b.clips for b in batches) + sum(b.clips for b in batches[:slot])
+        voxels = cycles * sum(b.voxels for b in batches) + sum(b.voxels for b in batches[:slot])
+        return self.laps.positions[lap] + clips, self.laps.voxels[lap] + voxels
+
+    def _lap(self, index: int) -> int:
+        return bisect.bisect_right(self.laps.steps, index) - 1
+
+    def baseline(self) -> Plan:
+        """The constant schedule over the same dataset that this one is compared with."""
+        return Plan.compile(self.spec.baseline(), self.num_samples)
+
+    def cost(self, step_seconds: Mapping[str, float] | None = None) -> Cost:
+        """This plan's cost beside its baseline's; see `cost_of`."""
+        return cost_of(self.phases, self.baseline().phases, step_seconds)
+
     def digest(self) -> str:
-        """SHA-256 over the specification and the dataset's size: equal digests train the same steps."""
-        content = {"spec": dataclasses.asdict(self.spec), "num_samples": self.num_samples}
+        """SHA-256 over specification, dataset size and phases: equal digests train the same steps."""
+        content = {
+            "spec": dataclasses.asdict(self.spec),
+            "num_samples": self.num_samples,
+            "phases": [phase.to_json() for phase in self.phases],
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Phases and totals, the totals beside those of the constant baseline schedule."""
-        baseline = Plan.compile(self.spec.baseline(), self.num_samples)
+        cost = self.cost()
         return {
             "digest": self.digest(),
             "num_samples": self.num_samples,
@@ -208,23 +164,80 @@ class Plan:
             "totals": {
                 "num_steps": self.num_steps,
                 "num_epochs": self.num_epochs,
-                "baseline_steps": baseline.num_steps,
-                "step_ratio": baseline.num_steps / max(1, self.num_steps),
-                "voxels": self.voxels,
-                "baseline_voxels": baseline.voxels,
+                "baseline_steps": cost.baseline_steps,
+                "step_ratio": cost.step_ratio,
+                "voxels": cost.voxels,
+                "baseline_voxels": cost.baseline_voxels,
             },
         }
 
+    def table(self, step_seconds: Mapping[str, float] | None = None) -> PlanTable:
+        """The phase table with totals; see `cost_of` for `step_seconds`."""
+        return plan_table(self.phases, self.rate, self.cost(step_seconds), self.num_samples)
+
     def describe(self) -> str:
         """The phase table as plain text."""
-        rows = [
-            f"{p.index:5d} {'-' if p.stage is None else p.stage:>5} {p.first_epoch:5d}-{p.end_epoch - 1:<5d} "
-            f"{p.batches[-1].frames:6d} {'/'.join(str(b.height) for b in p.batches):>12} "
-            f"{'/'.join(str(b.clips) for b in p.batches):>15} {p.lr:9.4g} {p.num_steps:9d}"
-            for p in self.phases
-        ]
-        head = "phase stage epochs      frames        crops           clips        lr     steps"
-        return "\n".join([head, *rows, f"{self.num_steps} steps, {self.num_epochs} epochs"])
+        return str(self.table())
+
+
+def _merged(parts: tuple[Segment, ...]) -> list[Segment]:
+    """Segments that hold an epoch, neighbours of one stage and shape joined."""
+    kept: list[Segment] = []
+    for part in parts:
+        if part.end_epoch == (kept[-1].end_epoch if kept else 0):
+            continue
+        if kept and (kept[-1].stage, kept[-1].shape) == (part.stage, part.shape):
+            kept.pop()
+        kept.append(part)
+    return kept
+
+
+def _lay(
+    spec: PlanSpec,
+    part: Segment,
+    index: int,
+    first_epoch: int,
+    num_samples: int,
+    rate: LearningRate,
+    done: tuple[int, int, int],
+) -> tuple[Phase, list[tuple[int, int, int]]]:
+    """The phase of a segment, and its laps; `done` counts steps, positions and voxels before it."""
+    step, position, voxels = done
+    batches = tuple(_batch(spec, part.shape, slot) for slot in range(len(part.shape.slots)))
+    clips = [batch.clips for batch in batches]
+    slot_steps = [0] * len(batches)
+    laps = []
+    for target in _lap_ends(position, part.end_epoch * num_samples, num_samples, clips):
+        laps.append((step, position, voxels))
+        count, covered = _steps_to(target - position, clips)
+        for slot, batch in enumerate(batches):
+            steps = -(-(count - slot) // len(batches))
+            slot_steps[slot] += steps
+            voxels += steps * batch.voxels
+        step, position = step + count, position + covered
+    base_clips = spec.batch * part.shape.multiplier
+    last_epoch = (position - clips[(count - 1) % len(clips)]) / num_samples
+    phase = Phase(
+        index=index,
+        stage=part.stage,
+        first_epoch=first_epoch,
+        end_epoch=part.end_epoch,
+        first_step=done[0],
+        num_steps=step - done[0],
+        first_position=done[1],
+        end_position=position,
+        base_clips=base_clips,
+        batches=batches,
+        slot_steps=tuple(slot_steps),
+        jitter_min=tuple(slot.jitter_min for slot in part.shape.slots),
+        jitter_max=spec.jitter_max,
+        stride_min=spec.stride,
+        stride_max=part.shape.stride_max,
+        bn_groups=max(1, base_clips // spec.bn_group),
+        lr=rate.without_warmup(first_epoch),
+        end_lr=rate.without_warmup(last_epoch),
+    )
+    return phase, laps
 
 
 def _batch(spec: PlanSpec, shape: CycleShape, slot: int) -> BatchShape:

@@ -120,6 +120,18 @@ class PlanSpec:
                 "has a factor outside (0, 1]", "cycles only coarsen: use factors above 0 and up to 1",
             )  # fmt: skip
         _require(
+            bool(self.short_factors) or not self.short_cycle, "short_factors", self.short_factors,
+            "leaves the short cycle no crop", "write e.g. 0.5 0.7071, or give --plan.no-short-cycle",
+        )  # fmt: skip
+        _require(
+            all(math.isfinite(f) and f > 0 for f in self.lr_factors), "lr_factors", self.lr_factors,
+            "has a factor that is not positive", "write e.g. 1.0 0.1 0.01",
+        )  # fmt: skip
+        _require(
+            self.lr_policy != "cosine" or self.cosine_end_lr < self.lr, "cosine_end_lr", self.cosine_end_lr,
+            f"is not below plan.lr = {self.lr}", "lower it, or raise lr",
+        )  # fmt: skip
+        _require(
             all(0 < f <= 1 for f in self.short_factors), "short_factors", self.short_factors,
             "has a factor outside (0, 1]", "cycles only coarsen: use factors above 0 and up to 1",
         )  # fmt: skip
