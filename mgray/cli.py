@@ -9,26 +9,45 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json as json_module
+import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from mgray.config import Run
 from mgray.errors import ConfigError, MgrayError
-from mgray.plan import Plan, PlanSpec
+from mgray.plan import Plan, PlanSpec, PlanTable
 from mgray.pyslowfast import read_plan_spec
 from workloads import WORKLOADS
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 KINETICS_CLIPS = 240_436
+PIPE_WIDTH = 120
+"""Columns of a table that goes to a file or a pipe."""
+FLAGS = ("--json", "--verbose")
+"""Options without a value, which NAME may follow."""
+PLAINER = (
+    (r"^Error parsing OPTION: ", ""),
+    (r"invalid literal for int.*", "is no whole number"),
+    (r"could not convert string to float.*", "is no number"),
+    (r"Could not find valid parse for arguments.*", "does not parse"),
+    (r"Missing value for argument 'OPTION'\. Expected (\d+) values\.", r"needs \1 value(s)"),
+    (r"invalid choice .* for argument 'OPTION'\. Expected one of \((.*?),?\)\.", r"is no choice (there are \1)"),
+)
+"""tyro's words, and ours."""
 
 Arguments = TypeVar("Arguments")
 
@@ -37,32 +56,34 @@ Arguments = TypeVar("Arguments")
 class DataArguments:
     """What the plan needs to know of the dataset."""
 
-    num_samples: int = 0
-    """Clips in the training set; 0 counts those of data.path, or takes Kinetics-400's 240,436."""
+    num_samples: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Clips in the training set; default: those of data.path, else Kinetics-400's 240,436."""
     path: str = ""
-    """Shards from `mgray ingest`, to count their clips."""
+    """Shards from `mgray ingest`, a folder of videos or a list, to count their clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
-    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """KEY VALUE pairs over the PySlowFast configuration, e.g. MULTIGRID.EPOCH_FACTOR 1.0."""
-    pyslowfast: Path | None = None
+    overrides: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[KEY VALUE ...]")] = ()
+    """With --pyslowfast: settings over those of its file, e.g. MULTIGRID.EPOCH_FACTOR 1.0."""
+    pyslowfast: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A PySlowFast YAML file to read the schedule from; --plan.* options apply over it."""
-    json: bool = False
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print JSON instead of a table."""
-    plot: Path | None = None
-    """Draw the schedule into this PNG."""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw the schedule into this file (.png, .svg or .pdf)."""
+    step_times: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON with measured seconds of a step by global batch, e.g. {"64x32x224x224": 0.95}: predicts wall-clock time."""
     data: DataArguments = field(default_factory=DataArguments)
     plan: PlanSpec = field(default_factory=PlanSpec)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestArguments:
-    source: tyro.conf.Positional[str]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
     """A folder of videos (`[split/]class/clip.mp4`) or a list (CSV `path,label[,split,group]`, or `path label` lines)."""
-    out: tyro.conf.Positional[str]
-    """Where the shards go: a folder, or an s3:// or gs:// address."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
+    """Folder for the shards."""
     short_side: int = 256
     """Short side in pixels to store videos at; smaller ones stay as they are."""
     val_fraction: float = 0.2
@@ -72,21 +93,21 @@ class IngestArguments:
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments:
     run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
-    verbose: bool = False
-    """Show Ray's own logs here rather than write them to a file."""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show Ray's own logs here rather than in its files only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments:
-    run: tyro.conf.Positional[str]
-    """A run's folder (its last checkpoint), or one checkpoint of it."""
-    data: str | None = None
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    """A run's folder (its newest checkpoint), or one checkpoint of it."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Other shards to evaluate on; default: those the run was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
     """Folders of runs, the baseline first."""
     out: Path = Path("report")
     """Folder for report.html and its pictures."""
@@ -101,21 +122,23 @@ class DemoArguments:
 
 
 def _plan(arguments: Sequence[str]) -> None:
-    """Print a schedule: phases with shapes, batches, learning rates and steps; totals beside the baseline's."""
+    """Print a schedule: shapes, batches, learning rates, steps, and the predicted speed-up."""
     base, rest = PlanArguments(), list(arguments)
-    file = next((value for option, value in zip(rest, rest[1:], strict=False) if option == "--pyslowfast"), None)
-    if file is not None:
-        command = _parse(PlanArguments, rest, "plan [NAME]", default=base)
-        base = PlanArguments(pyslowfast=command.pyslowfast, plan=read_plan_spec(Path(file), command.overrides))
-    elif rest and not rest[0].startswith("-"):
-        run = _workload(rest.pop(0))
+    if any(option.partition("=")[0] == "--pyslowfast" for option in rest):
+        command = _parse(PlanArguments, rest, "plan", default=base)
+        assert command.pyslowfast is not None
+        base = PlanArguments(plan=read_plan_spec(command.pyslowfast, command.overrides))
+    elif (name := _take_name(rest)) is not None:
+        run = _workload(name)
         base = PlanArguments(plan=run.plan, data=DataArguments(path=run.data.path))
-    command = _parse(PlanArguments, rest, "plan [NAME]", default=base)
+    command = _parse(PlanArguments, rest, "plan", default=base)
     if command.overrides and command.pyslowfast is None:
         raise ConfigError(
-            "NAME", command.overrides[0], "stands after the options", "write `mgray plan NAME`, then options; KEY VALUE pairs need --pyslowfast FILE",
+            "argument", command.overrides[0], "is not expected here",
+            "write NAME first (mgray plan NAME --json); KEY VALUE pairs need --pyslowfast FILE",
         )  # fmt: skip
     plan = Plan.compile(command.plan, _num_samples(command.data))
+    table = plan.table(None if command.step_times is None else _read_step_times(command.step_times))
     if command.plot is not None:
         from mgray.report.schedule import plot_schedule
 
@@ -123,45 +146,75 @@ def _plan(arguments: Sequence[str]) -> None:
     if command.json:
         print(json_module.dumps(plan.to_json(), indent=2))
     else:
-        print(plan.describe())
+        _print_table(plan, table)
 
 
 def _num_samples(data: DataArguments) -> int:
-    if data.num_samples or not data.path:
-        return data.num_samples or KINETICS_CLIPS
-    from mgray.data.shard import ShardSet
+    if data.num_samples is not None:
+        return data.num_samples
+    if not data.path:
+        return KINETICS_CLIPS
+    from mgray.data.count import count_samples
 
-    return ShardSet.open(data.path).num_samples("train")
+    return count_samples(data.path)
+
+
+def _read_step_times(path: Path) -> dict[str, float]:
+    try:
+        times = json_module.loads(path.read_text())
+        return {str(batch): float(seconds) for batch, seconds in times.items()}
+    except OSError as error:
+        raise ConfigError("step_times", str(path), f"cannot be read ({error.strerror})", "name a JSON file") from None
+    except (ValueError, TypeError, AttributeError):
+        raise ConfigError(
+            "step_times", str(path), "is no JSON of batches and seconds", 'write {"64x32x224x224": 0.95, ...}'
+        ) from None
+
+
+def _print_table(plan: Plan, table: PlanTable) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+    for name in table.head:
+        grid.add_column(name, justify="right", overflow="fold")
+    for phase, following, row in zip(plan.phases, [*plan.phases[1:], None], table.rows, strict=True):
+        grid.add_row(*row, end_section=following is not None and following.stage != phase.stage)
+    console.print(grid)
+    console.print()
+    for line in table.totals:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _ingest(arguments: Sequence[str]) -> None:
     """Turn a folder or list of videos into shards that training reads fast."""
     command = _parse(IngestArguments, arguments, "ingest")
+    _demand("SOURCE", command.source, "mgray ingest SOURCE OUT")
+    _demand("OUT", command.out, "mgray ingest SOURCE OUT")
     from mgray.trainer import ingest_with_progress
 
-    ingest_with_progress(
-        command.source, command.out, short_side=command.short_side, val_fraction=command.val_fraction
-    )
+    ingest_with_progress(command.source, command.out, short_side=command.short_side, val_fraction=command.val_fraction)
 
 
 def _train(arguments: Sequence[str]) -> None:
     """Train a workload; the same name again goes on where that run stopped."""
     rest = list(arguments)
-    if rest and not rest[0].startswith("-"):
-        base = _workload(rest.pop(0))
+    if (name := _take_name(rest)) is not None:
+        base = _workload(name)
     elif set(rest) & {"-h", "--help"}:
         base = Run()
     else:
-        raise ConfigError("NAME", "", "is missing", f"write `mgray train NAME`, one of {', '.join(WORKLOADS)}")
-    command = _parse(TrainArguments, rest, "train NAME", default=TrainArguments(run=base))
+        raise ConfigError("NAME", "", "is missing", f"write mgray train NAME, one of {', '.join(WORKLOADS)}")
+    command = _parse(TrainArguments, rest, "train", default=TrainArguments(run=base))
     from mgray.trainer import train
 
     train(command.run, verbose=command.verbose)
 
 
 def _eval(arguments: Sequence[str]) -> None:
-    """Validate a run's last checkpoint, or the one given."""
+    """Validate a run's newest checkpoint, or the one given."""
     command = _parse(EvalArguments, arguments, "eval")
+    _demand("RUN", command.run, "mgray eval RUN")
     from mgray.trainer import evaluate_run
 
     print(json_module.dumps(evaluate_run(command.run, data=command.data), indent=2))
@@ -170,13 +223,14 @@ def _eval(arguments: Sequence[str]) -> None:
 def _report(arguments: Sequence[str]) -> None:
     """Compare runs: one table, pictures and a self-contained report.html."""
     command = _parse(ReportArguments, arguments, "report")
+    _demand("RUN", command.runs, "mgray report RUN [RUN ...]")
     from mgray.report import write_report
 
     print(write_report(command.runs, command.out))
 
 
 def _bench(arguments: Sequence[str]) -> None:
-    """Measure: `mgray bench loop` is the Ray-fed loop beside a bare torch loop on tensors in memory."""
+    """Measure: `mgray bench loop` sets the Ray-fed loop beside a bare torch loop on tensors in memory."""
     from mgray.bench.loop import bench_loop
 
     print(json_module.dumps(bench_loop(), indent=2))
@@ -199,14 +253,26 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "bench": _bench,
     "demo": _demo,
 }
+USAGE = {
+    "plan": "[NAME]",
+    "ingest": "SOURCE OUT",
+    "train": "NAME",
+    "eval": "RUN",
+    "report": "RUN [RUN ...]",
+    "bench": "loop",
+    "demo": "",
+}
 EXAMPLES = {
     "plan": (
         "mgray plan kinetics400_slowfast_r50",
-        "mgray plan folder --data.num-samples 5000 --plan.epoch-factor 1.0 --plot schedule.png",
-        "mgray plan --pyslowfast SLOWFAST_8x8_R50.yaml MULTIGRID.LONG_CYCLE True --json",
+        "mgray plan folder --data.path videos/ --plan.epoch-factor 1.0 --plot schedule.png",
+        "mgray plan --pyslowfast SLOWFAST_8x8_R50.yaml MULTIGRID.LONG_CYCLE True --data.num-samples 240436 --json",
     ),
     "ingest": ("mgray ingest videos/ shards/ --short-side 256",),
-    "train": ("mgray train folder --data.path shards/ --scale.workers 2 --plan.epoch-factor 1.0",),
+    "train": (
+        "mgray train folder --data.path videos/",
+        "mgray train folder --data.path shards/ --scale.workers 2 --plan.epoch-factor 1.0 --name mine",
+    ),
     "eval": ("mgray eval runs/folder",),
     "report": ("mgray report runs/folder_baseline runs/folder --out report/",),
     "bench": ("mgray bench loop",),
@@ -216,87 +282,126 @@ EXAMPLES = {
 
 def _overview() -> str:
     lines = ["mgray: multigrid training of video models on Ray", "", "usage: mgray COMMAND [...]", "", "commands"]
-    lines += [f"  {name:7} {command.__doc__}" for name, command in COMMANDS.items()]
-    lines += ["", "examples", *(f"  {examples[0]}" for examples in EXAMPLES.values())]
-    return "\n".join([*lines, "", f"workloads: {', '.join(WORKLOADS)}", "", "mgray COMMAND --help says more."])
+    lines += [f"  {name:8}{command.__doc__}" for name, command in COMMANDS.items()]
+    lines += ["", "examples", *(f"  {examples[0]}" for examples in EXAMPLES.values()), ""]
+    return "\n".join([*lines, *_workload_lines(), "", "mgray COMMAND --help lists a command's options."])
 
 
-def _description(command: str) -> str:
-    text = f"{COMMANDS[command].__doc__}\n\n" + "\n".join(EXAMPLES[command])
-    if command in ("plan", "train"):
-        text += "\n\nNAME is one of:\n" + "\n".join(f"{n}: {(make.__doc__ or '')}" for n, make in WORKLOADS.items())
-    return text
+def _workload_lines() -> list[str]:
+    width = max(map(len, WORKLOADS)) + 2
+    return ["workloads (NAME)", *(f"  {name:{width}}{make.__doc__}" for name, make in WORKLOADS.items())]
+
+
+def _help_end(command: str) -> str:
+    """What stands below the options in a command's help."""
+    lines = ["examples", *(f"  {line}" for line in EXAMPLES[command])]
+    return "\n".join(["", *lines, *(["", *_workload_lines()] if command in ("plan", "train") else ())])
+
+
+def _take_name(arguments: list[str]) -> str | None:
+    """Remove NAME from the arguments: the first where it is no option, else a workload's name that is no option's value."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments.pop(0)
+    for place in range(1, len(arguments)):
+        before = arguments[place - 1]
+        if arguments[place] in WORKLOADS and (not before.startswith("-") or before in FLAGS or "=" in before):
+            return arguments.pop(place)
+    return None
 
 
 def _workload(name: str) -> Run:
     if name not in WORKLOADS:
-        near = difflib.get_close_matches(name, WORKLOADS, n=1)
-        hint = f"did you mean {near[0]}? there are {', '.join(WORKLOADS)}" if near else f"use one of {', '.join(WORKLOADS)}"
-        raise ConfigError("NAME", name, "is no workload", hint)
+        raise ConfigError("NAME", name, "is no workload", _hint(name, WORKLOADS))
     return WORKLOADS[name]()
 
 
-def _parse(kind: type[Arguments], arguments: Sequence[str], usage: str, default: Arguments | None = None) -> Arguments:
+def _hint(given: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(names), n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(names)}"
+
+
+def _demand(name: str, value: object, usage: str) -> None:
+    if not value:
+        raise ConfigError(name, "", "is missing", f"write {usage}")
+
+
+def _parse(
+    kind: type[Arguments], arguments: Sequence[str], command: str, default: Arguments | None = None
+) -> Arguments:
     """`arguments` as a `kind`; tyro's boxed errors become one line.
 
     Raises:
         ConfigError: an unknown option, or a value that does not parse.
         SystemExit: after `--help`.
     """
-    command = usage.split()[0]
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
             parsed, unknown = tyro.cli(
-                kind, args=arguments, prog=f"mgray {usage}", description=_description(command), return_unknown_args=True,
-                **({} if default is None else {"default": default}),
-            )  # fmt: skip
+                kind,
+                args=arguments,
+                prog=f"mgray {command} {USAGE[command]}".strip(),
+                description=COMMANDS[command].__doc__,
+                default=kind() if default is None else default,
+                return_unknown_args=True,
+            )
     except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise _parse_error(captured.getvalue(), arguments, command) from None
+        if stop.code:
+            raise _parse_error(captured.getvalue(), arguments, command) from None
+        print(_help_end(command))
+        raise
     if unknown:
-        raise _unknown_option(unknown[0].partition("=")[0], kind, command)
+        raise _unknown_argument(unknown[0].partition("=")[0], kind, command)
     return parsed
 
 
-def _parse_error(box: str, arguments: Sequence[str], command: str) -> ConfigError:
+def _parse_error(text: str, arguments: Sequence[str], command: str) -> ConfigError:
     """The first section of tyro's box as an error that names option and value."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] == "│"]
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
     rule = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
     problem = " ".join(lines[:rule])
     match = re.search(r"--[\w.-]+", problem)
     if match is None:
-        return ConfigError(f"mgray {command}", " ".join(arguments), problem, f"see mgray {command} --help")
-    option = match[0]
-    problem = re.sub(rf"^Error parsing {option}: | for argument '{option}'", "", problem)
-    problem = re.sub(r"invalid literal for int.*", "is no whole number", problem)
-    problem = re.sub(r"could not convert string to float.*", "is no number", problem)
-    values = []
-    for token in arguments[arguments.index(option) + 1 :] if option in arguments else ():
-        if token.startswith("--"):
-            break
-        values.append(token)
-    return ConfigError(option.lstrip("-"), " ".join(values), problem.rstrip("."), f"see mgray {command} --help")
+        return ConfigError("arguments", " ".join(arguments), problem, f"see mgray {command} --help")
+    option = match[0].rstrip(".")
+    for pattern, plain in PLAINER:
+        problem = re.sub(pattern.replace("OPTION", re.escape(option)), plain, problem)
+    return ConfigError(
+        option.lstrip("-").replace("-", "_"), _given(option, arguments), problem, f"see mgray {command} --help"
+    )
 
 
-def _unknown_option(token: str, kind: type[Any], command: str) -> ConfigError:
+def _given(option: str, arguments: Sequence[str]) -> str:
+    """The values that were given to an option."""
+    values: list[str] = []
+    for place, token in enumerate(arguments):
+        name, _, value = token.partition("=")
+        if name.replace("_", "-") == option.replace("_", "-"):
+            after = itertools.takewhile(lambda item: not item.startswith("--"), arguments[place + 1 :])
+            values = [value] if value else list(after)
+    return " ".join(values)
+
+
+def _unknown_argument(token: str, kind: type[Any], command: str) -> ConfigError:
+    if not token.startswith("-"):
+        return ConfigError("argument", token, "is not expected here", f"see mgray {command} --help")
     options = _options(kind, "--")
-    given = token.replace("_", "-")
-    near = [option for option in options if option.rpartition(".")[2] == given.lstrip("-")]
-    near = near or difflib.get_close_matches(given, options, n=2, cutoff=0.7)
+    name = token.lstrip("-").replace("_", "-")
+    near = [option for option in options if option.rpartition(".")[2].lstrip("-") == name]
+    near = near or difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}?" if near else f"see mgray {command} --help"
-    return ConfigError(f"mgray {command}", token, "is no option" if token.startswith("-") else "is not expected", hint)
+    return ConfigError("option", token, f"is no option of mgray {command}", hint)
 
 
 def _options(kind: type[Any], prefix: str) -> list[str]:
     """The options that tyro makes of a dataclass's fields."""
-    options = []
+    options: list[str] = []
     for name, hint in typing.get_type_hints(kind).items():
+        option = f"{prefix}{name.replace('_', '-')}"
         if dataclasses.is_dataclass(hint):
-            options += _options(typing.cast(type, hint), prefix if name == "run" else f"{prefix}{name.replace('_', '-')}.")
+            options += _options(typing.cast(type[Any], hint), prefix if hint is Run else f"{option}.")
         else:
-            options.append(f"{prefix}{name.replace('_', '-')}")
+            options.append(option)
     return options
 
 
@@ -307,17 +412,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in ("--help", "-h", "help"):
             print(_overview())
         elif name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean mgray {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
-            raise ConfigError("COMMAND", name, "is no command", hint)
+            raise ConfigError("COMMAND", name, "is no command of mgray", _hint(name, COMMANDS))
         else:
             COMMANDS[name](rest)
+        sys.stdout.flush()
     except MgrayError as error:
         print(f"mgray: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("mgray: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("mgray: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `mgray plan NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
