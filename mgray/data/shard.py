@@ -101,7 +101,7 @@ class StoredVideo:
             return batch.column(name)[0].as_py()
 
         def array(name: str) -> npt.NDArray[Any]:
-            return np.asarray(batch.column(name).flatten().to_numpy(zero_copy_only=True))
+            return np.asarray(batch.column(name).values.to_numpy(zero_copy_only=True))
 
         return cls(
             source=VideoInfo(scalar("source_frames"), scalar("source_width"), scalar("source_height"), scalar("fps")),
