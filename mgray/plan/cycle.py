@@ -66,7 +66,8 @@ def cycle_shape(spec: PlanSpec, frames_factor: float, crop_factor: float) -> Cyc
         if slot_crop > crop:
             slot_crop, exact = crop, float(crop)
         planned.append(max(1, round(base_voxels / (frames * exact**2))))
-        slots.append((slot_crop, multiplier * max(1, round((crop / exact) ** 2))))
+        whole = multiplier * max(1, round((crop / exact) ** 2))
+        slots.append((slot_crop, whole if spec.size_multiple == 1 else planned[-1]))
     planned.append(multiplier)
     slots.append((crop, multiplier))
     if not spec.short_cycle:  # the same rotation, standing still
@@ -85,6 +86,7 @@ def segments(spec: PlanSpec) -> tuple[Segment, ...]:
     """The schedule's phases in whole epochs, zero-length ones included, coarse to fine in each stage.
 
     Every shape of a stage gets the same number of steps; fine-tuning (the last stage) saves as many steps as the rest.
+    Where rounding would end the run on a coarse shape, its last epoch is fine-tuning all the same.
     """
     if spec.long_cycle == "off":
         return (Segment(None, cycle_shape(spec, 1.0, 1.0), int(spec.epochs * spec.epoch_factor)),)
@@ -101,8 +103,11 @@ def segments(spec: PlanSpec) -> tuple[Segment, ...]:
     final = shapes[-1]
     raw.append((len(spec.lr_steps) - 1, final, (spec.epochs - spec.lr_steps[-1]) / saving * final.mean_multiplier))
     scale = spec.epochs * spec.epoch_factor / sum(epochs for *_, epochs in raw)
-    ends = itertools.accumulate(epochs * scale for *_, epochs in raw)
-    return tuple(Segment(stage, shape, round(end)) for (stage, shape, _), end in zip(raw, ends, strict=True))
+    ends = [round(end) for end in itertools.accumulate(epochs * scale for *_, epochs in raw)]
+    visited = [part[1] for part, before, end in zip(raw, [0, *ends], ends, strict=False) if end > before]
+    if visited and visited[-1] != final:
+        ends = [min(end, ends[-1] - 1) for end in ends[:-1]] + ends[-1:]
+    return tuple(Segment(stage, shape, end) for (stage, shape, _), end in zip(raw, ends, strict=True))
 
 
 def _progressive(spec: PlanSpec, shapes: list[CycleShape]) -> list[tuple[int, CycleShape, float]]:
