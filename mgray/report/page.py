@@ -18,21 +18,12 @@ from typing import Any
 
 from mgray.errors import DataError
 from mgray.report.command import train_command
-from mgray.report.compare import (
-    Comparison,
-    Row,
-    compare,
-    factor,
-    magnitude,
-    percent,
-    points,
-    seconds,
-    whole,
-)
+from mgray.report.compare import Comparison, Row, compare
 from mgray.report.phases import PhaseResult, phase_results
 from mgray.report.plots import SERIES, Picture, draw_pictures
 from mgray.report.records import RunRecords, read_run
 from mgray.report.style import CSS
+from mgray.report.words import factor, magnitude, percent, points, seconds, whole
 
 PACKAGES = ("mgray", "torch", "torchvision", "ray", "av", "numpy")
 COUNTED_EVENTS = ("phase", "checkpoint")
@@ -78,7 +69,7 @@ def _page(comparison: Comparison, pictures: Sequence[Picture], commands: Sequenc
             ),
             _comparison_table(comparison, comparison.target_rows()),
         ),
-        "<h2>Pictures</h2>",
+        "<h2>Pictures</h2>" if pictures else "",
         *(_card(f"<h3>{html.escape(p.title)}</h3>", _caption(p.caption), p.svg) for p in pictures),
         "<h2>Phases</h2>",
         _card(*(_phases(run, is_open=run in _firsts(comparison)) for run in records)),

@@ -20,9 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mgray.report.compare import Comparison, Group, factor, magnitude, percent, seconds
+from mgray.report.compare import Comparison, Group
 from mgray.report.phases import phase_results
 from mgray.report.records import FloatColumn, IntColumn, RunRecords
+from mgray.report.words import factor, magnitude, percent, seconds
 
 PNG_DPI = 150
 WIDTH_IN = 9.0
@@ -77,40 +78,52 @@ class Picture:
 
 
 def draw_pictures(comparison: Comparison, out: Path) -> tuple[Picture, ...]:
-    """Draw every picture of a comparison and write `<name>.png` (150 dpi) for each into the folder `out`."""
+    """Draw every picture that there are records for and write `<name>.png` (150 dpi) for each into the folder `out`."""
+    pictures: list[Picture] = []
+
+    def add(figure: Figure, name: str, title: str, caption: str) -> None:
+        pictures.append(_finish(figure, out, name, title, caption))
+
+    results = [result for group in comparison.groups for result in group.results]
     with matplotlib.rc_context(STYLE):
-        pictures = [
-            _finish(
-                _accuracy_over_time(comparison), out, "accuracy_time", "Accuracy over training time",
+        if any(result.records.evals for result in results):
+            add(
+                _accuracy_over_time(comparison),
+                "accuracy_time",
+                "Accuracy over training time",
                 "Validation top-1 at the base shape. The dashed line is the baseline's best; the marks on it are the first "
                 "validations that reach it.",
-            ),
-            _finish(
-                _accuracy_over_cost(comparison), out, "accuracy_cost", "Accuracy over clips and voxels",
+            )
+            add(
+                _accuracy_over_cost(comparison),
+                "accuracy_cost",
+                "Accuracy over clips and voxels",
                 "The same accuracies over what was trained on: clips count samples, voxels count the work.",
-            ),
-            _finish(
-                _loss_and_rate(comparison), out, "loss", "Training loss and learning rate",
+            )
+        if any(result.num_steps for result in results):
+            add(
+                _loss_and_rate(comparison),
+                "loss",
+                "Training loss and learning rate",
                 "The loss is a running mean over a thirtieth of the steps; on coarse grids it is that of the coarse clips.",
-            ),
-            _finish(
-                _throughput(comparison), out, "throughput", "Throughput and data wait of each phase",
+            )
+            add(
+                _throughput(comparison),
+                "throughput",
+                "Throughput and data wait of each phase",
                 "Clips trained per second, and the share of the time spent waiting for data, in each phase; below it frames "
                 "and crop at its base shape.",
-            ),
-        ]  # fmt: skip
+            )
         for number, group in enumerate(comparison.groups):
-            records = group.results[0].records
             name = "schedule_" + re.sub(r"[^A-Za-z0-9_-]+", "-", group.label)
-            if name in [picture.name for picture in pictures]:
-                name += f"_{number}"
-            pictures.append(
-                _finish(
-                    _schedule(records, SERIES[number % len(SERIES)]), out, name, f"Schedule of {group.label}",
+            if group.results[0].num_steps:
+                add(
+                    _schedule(group.results[0].records, SERIES[number % len(SERIES)]),
+                    name if name not in [picture.name for picture in pictures] else f"{name}_{number}",
+                    f"Schedule of {group.label}",
                     "What was trained on over training time. Where the short cycle is on, steps rotate through the levels shown "
                     "in one phase.",
                 )
-            )  # fmt: skip
     return tuple(pictures)
 
 
@@ -164,7 +177,7 @@ def _time_axis(axes: Axes, longest_s: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:,.4g}"))
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 3, 6, 10] if size > 1 else [1, 2, 2.5, 5, 10]))
     axes.set_xlabel(f"training time ({unit})")
-    axes.set_xlim(0, longest_s * 1.02 or 1)
+    axes.set_xlim(0, longest_s * 1.02)
 
 
 def _longest_s(comparison: Comparison) -> float:
@@ -172,7 +185,7 @@ def _longest_s(comparison: Comparison) -> float:
 
 
 def _accuracy_axis(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g} %"))
     axes.set_ylabel("validation top-1")
 
 
@@ -234,7 +247,7 @@ def _mark_crossings(axes: Axes, comparison: Comparison, target: float) -> None:
         if reach.speedup is None:
             continue
         time_s = float(np.mean(reach.seconds))
-        axes.plot(time_s, target, marker="o", ms=11, mfc="none", mec=colour, mew=2, zorder=5, clip_on=False)
+        axes.plot(time_s, target, color=colour, marker="o", ms=11, mfc="none", mew=2, zorder=5, clip_on=False)
         if group.is_baseline:
             continue
         label = f"{factor(reach.speedup)}: {seconds(time_s)} against {seconds(float(np.mean(reach.partner_seconds)))}"
@@ -330,7 +343,7 @@ def _throughput(comparison: Comparison) -> Figure:
         names += [f"{phase.frames}x{phase.crop}" for phase in phases]
         place += len(phases) + 0.8
     wait.set_xticks(ticks, names, rotation=0 if len(names) <= 20 else 60, fontsize=8)
-    wait.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    wait.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g} %"))
     wait.set_xlabel("frames x crop of each phase, in order")
     rate.set_ylabel("clips/s")
     wait.set_ylabel("data wait")
@@ -380,7 +393,7 @@ def _schedule(records: RunRecords, colour: str) -> Figure:
             ha="center", fontsize=8, color=MUTED,
         )  # fmt: skip
     figure.align_ylabels(panels)
-    _time_axis(panels[3], float(steps.train_s[-1]) if len(steps) else 0.0)
+    _time_axis(panels[3], float(steps.train_s[-1]))
     return figure
 
 

@@ -1,0 +1,151 @@
+"""The page is whole in itself and names what it shows; the pictures beside it open."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import tyro
+
+from mgray.config import Run
+from mgray.errors import DataError
+from mgray.report import write_report
+from mgray.report.command import options, train_command
+from tests.unit.report.writer import BASELINE, MULTIGRID, RunWriter
+
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+
+
+class Checker(HTMLParser):
+    """Collects ids and the values that a browser would fetch, and checks that elements nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [
+            values[name] for name in ("src", "href", "xlink:href", "srcset", "data", "action") if name in values
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    baseline = RunWriter(root, "base", BASELINE, step_s=3.0)
+    multigrid = RunWriter(root, "grid<b>&$x$", MULTIGRID)
+    multigrid.event(0, "start", "2 workers")
+    multigrid.steps(0, 6)
+    multigrid.attempt = 1
+    multigrid.event(4, "resume", "worker <1> lost")
+    multigrid.steps(4, multigrid.plan.num_steps)
+    multigrid.validate(multigrid.plan.num_steps, 0.6)
+    multigrid.event(multigrid.plan.num_steps, "finish")
+    return write_report([baseline.train([0.4, 0.6]), multigrid.folder], root / "out", command="make demo")
+
+
+def test_page_fetches_nothing(report: Path) -> None:
+    text = report.read_text()
+    page = Checker()
+    page.feed(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert page.links and all(link.startswith("#") for link in page.links)
+    assert all(link[1:] in page.ids for link in page.links)
+    assert not re.search(r"@import|<script|<link|<iframe", text)
+    assert all(inside.startswith("#") for inside in re.findall(r"url\(([^)]*)\)", text))
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_page_says_what_was_measured(report: Path) -> None:
+    text = report.read_text()
+    headline = re.search(r"<h1>(.*?)</h1>", text)
+    assert headline is not None
+    num_steps = RunWriter(report.parent, "again", MULTIGRID).plan.num_steps
+    assert f"{192 / num_steps:.{2 if 192 / num_steps < 10 else 1}f}x sooner" in re.sub("<.*?>", "", headline[1])
+    assert "<b>&$x$" not in text
+    assert "grid&lt;b&gt;&amp;$x$" in text
+    assert "worker &lt;1&gt; lost" in text
+    assert "2 steps trained again after a failure" in text
+    for part in ("make demo", "mgray report", "Python 3", "What differs", "plan.long_cycle", "clips/s", "data wait"):
+        assert part in text
+
+
+def test_pictures_open(report: Path) -> None:
+    pictures = sorted(report.parent.glob("*.png"))
+    names = {picture.stem for picture in pictures}
+    assert {"accuracy_time", "accuracy_cost", "loss", "throughput", "schedule_base"} < names
+    assert len(pictures) == 6
+    for picture in pictures:
+        pixels = matplotlib.image.imread(picture)
+        assert pixels.shape[1] == 1350
+        assert pixels[..., :3].std() > 0.01
+
+
+def test_colours_of_the_pictures_follow_the_page(report: Path) -> None:
+    text = report.read_text()
+    names = set(re.findall(r"var\(--([a-z0-9-]+)\)", text))
+    light, dark = text.split("@media (prefers-color-scheme: dark)")[:2]
+    for name in names:
+        assert f"--{name}:" in light
+        assert f"--{name}:" in dark
+    assert not re.search(r"(fill|stroke): #(?!none)[0-9a-f]{6}", text[text.index("<svg") :])
+
+
+def test_one_run_that_has_not_begun(tmp_path: Path) -> None:
+    page = write_report([RunWriter(tmp_path, "new", BASELINE).folder], tmp_path / "out")
+    assert "new has no validation yet" in page.read_text()
+    assert list((tmp_path / "out").glob("*.png")) == []
+
+
+def test_runs_at_different_points(tmp_path: Path) -> None:
+    begun = RunWriter(tmp_path, "begun", BASELINE)
+    begun.steps(0, 1)
+    new = RunWriter(tmp_path, "new", MULTIGRID)
+    write_report([begun.folder, new.folder], tmp_path / "out")
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == ["loss", "schedule_begun", "throughput"]
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path, "run", BASELINE).folder
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="is no folder"):
+        write_report([run], tmp_path / "file")
+    with pytest.raises(DataError, match="names no run"):
+        write_report([], tmp_path / "out")
+    with pytest.raises(DataError, match="no such folder"):
+        write_report([run, tmp_path / "nowhere"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_gives_the_run_again(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path, "my run", MULTIGRID, seed=3).run
+    assert tyro.cli(Run, args=options(run), default=Run(plan=BASELINE)) == run
+    words = shlex.split(train_command(run).replace("\\\n", " "))
+    assert words[:3] == ["mgray", "train", "folder"]
+    assert words[3:] and sorted(words[3:]) == sorted(options(run))
+
+
+def test_report_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, mgray.report; assert not {'torch', 'ray', 'av'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
