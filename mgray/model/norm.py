@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_fn
 from torch import Tensor, nn
 
 
@@ -22,7 +22,7 @@ class BnGroups:
     """How this rank's clips fall into BN groups.
 
     `sizes` are clips per group, in the batch's order. With a `process_group` there is one group, of which this rank holds
-    `sizes[0]` clips, and whose statistics are synchronised over that process group.
+    `sizes[0]` clips, and whose statistics are synchronised over that process group; each of its ranks holds a clip.
     """
 
     sizes: tuple[int, ...]
@@ -82,21 +82,65 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs), moments
 
     def _synchronised(self, input: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-        x_NCX = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        dims = [0, *range(2, x_NCX.dim())]
-        local_count = x_NCX.numel() // x_NCX.shape[1]
-        count = x_NCX.new_tensor([float(local_count)])
-        sums: Tensor = dist_fn.all_reduce(torch.cat([x_NCX.sum(dims), count]), group=process_group)  # type: ignore[no-untyped-call]
-        total = sums[-1].detach()
-        mean_C = sums[:-1] / total
-        shape = (1, -1, *[1] * (x_NCX.dim() - 2))
-        centred_NCX = x_NCX - mean_C.view(shape)
-        var_C = dist_fn.all_reduce(centred_NCX.square().sum(dims), group=process_group) / total  # type: ignore[no-untyped-call]
-        output = centred_NCX * torch.rsqrt(var_C + self.eps).view(shape)
-        if self.weight is not None:
-            output = output * self.weight.view(shape) + self.bias.view(shape)
+        output, mean_C, var_C = _SynchronisedNorm.apply(input, self.weight, self.bias, self.eps, process_group)
         # each rank of the group reports its own clips' part of the group's moments
-        return output.to(input.dtype), _moments(mean_C.detach().double(), var_C.detach().double(), local_count)
+        return output, _moments(mean_C.double(), var_C.double(), input.numel() // input.shape[1])
+
+
+class _SynchronisedNorm(torch.autograd.Function):
+    """Batch norm whose statistics span the ranks of a process group: one collective forward, one backward.
+
+    Returns output, mean and variance. Gradients of weight and bias are those of this rank's clips.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        process_group: dist.ProcessGroup,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x_NCX = _at_least_float32(input)
+        dims = [0, *range(2, x_NCX.dim())]
+        var_C, mean_C = torch.var_mean(x_NCX, dims, correction=0)
+        mine = torch.cat([mean_C, var_C, mean_C.new_full((1,), x_NCX.numel() // x_NCX.shape[1])])
+        rows = [torch.empty_like(mine) for _ in range(process_group.size())]
+        dist.all_gather(rows, mine, group=process_group)
+        rows_RM = torch.stack(rows).double()
+        weight_R1 = rows_RM[:, -1:] / rows_RM[:, -1].sum()
+        mean_RC, var_RC = rows_RM[:, :-1].chunk(2, dim=1)
+        total_mean = (weight_R1 * mean_RC).sum(0)
+        total_var = (weight_R1 * (var_RC + (mean_RC - total_mean).square())).sum(0)
+        shape = (1, -1, *[1] * (x_NCX.dim() - 2))
+        mean, rstd = total_mean.to(x_NCX.dtype).view(shape), (total_var + eps).rsqrt().to(x_NCX.dtype).view(shape)
+        ctx.save_for_backward(input, weight, mean, rstd)
+        ctx.process_group, ctx.count, ctx.dims = process_group, rows_RM[:, -1].sum().to(x_NCX.dtype), dims
+        output = (x_NCX - mean) * rstd
+        if weight is not None and bias is not None:
+            output = output * weight.view(shape) + bias.view(shape)
+        ctx.mark_non_differentiable(total_mean, total_var)
+        return output.to(input.dtype), total_mean, total_var
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        input, weight, mean, rstd = ctx.saved_tensors
+        gradient = _at_least_float32(gradients[0])
+        normal = (_at_least_float32(input) - mean) * rstd
+        sums_2C = torch.stack([gradient.sum(ctx.dims), (gradient * normal).sum(ctx.dims)])
+        total_2C = sums_2C.clone()
+        dist.all_reduce(total_2C, group=ctx.process_group)
+        mean_gradient, mean_product = (total_2C / ctx.count).view(2, *mean.shape)
+        scale = rstd if weight is None else rstd * weight.view(mean.shape)
+        grad_input = (scale * (gradient - mean_gradient - normal * mean_product)).to(input.dtype)
+        if weight is None:
+            return grad_input, None, None, None, None
+        return grad_input, sums_2C[1].to(weight.dtype), sums_2C[0].to(weight.dtype), None, None
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _moments(mean_C: Tensor, var_C: Tensor, count: int) -> Tensor:
@@ -152,9 +196,9 @@ def commit_running_stats(
         mean, mean_square = (row[:-1] / count).view(2, -1)
         var = (mean_square - mean.square()).clamp_min(0.0) * (count / (count - 1.0).clamp_min(1.0))
         norm.num_batches_tracked += used
-        rate = norm.num_batches_tracked.clamp_min(1).reciprocal() if norm.momentum is None else norm.momentum
         # the weight stays a tensor, so that nothing waits for the device
-        weight = (used * rate).to(norm.running_mean.dtype)
+        weight = used.to(norm.running_mean.dtype)
+        weight = weight / norm.num_batches_tracked.clamp_min(1) if norm.momentum is None else weight * norm.momentum
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
         norm.running_var.lerp_(var.to(norm.running_var.dtype), weight)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import nn
-from torchvision.models.video import VideoResNet, mc3_18, r2plus1d_18, r3d_18  # type: ignore[import-untyped]
+from torchvision.models.video import VideoResNet, mc3_18, r2plus1d_18, r3d_18
 
 _BUILDERS: dict[str, Callable[..., VideoResNet]] = {"r3d_18": r3d_18, "mc3_18": mc3_18, "r2plus1d_18": r2plus1d_18}
 
