@@ -35,7 +35,7 @@ CODEC = {
     "name": "libx264",
     "preset": "veryfast",
     "tune": "fastdecode",
-    "crf": "18",
+    "crf": "20",
     "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:bframes=7:b-adapt=0:b-pyramid=none:threads=1",
 }
 """Encoder and options of stored levels; part of what identifies a dataset."""
@@ -75,13 +75,20 @@ def probe_video(path: str) -> Probe:
     """
     with _opened(path) as container:
         stream = _video_stream(container, path)
+        first: VideoFrame | None = None
+        counted = 0
         try:
-            first = next(iter(container.decode(stream)), None)
-            num_frames = stream.frames or 1 + sum(packet.size > 0 for packet in container.demux(stream))
+            for packet in container.demux(stream):
+                counted += packet.size > 0
+                if first is None:
+                    first = next(iter(packet.decode()), None)
+                if first is not None and stream.frames:
+                    break
         except av.FFmpegError as error:
             raise _unreadable(path, f"does not decode ({_reason(error)})") from None
         if first is None:
             raise _unreadable(path, "holds no frame")
+        num_frames = stream.frames or counted
         width, height = _display_size(first)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         return Probe(num_frames, width, height, fps, num_frames / fps if fps else 0.0)
@@ -118,10 +125,10 @@ def level_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Width and height in pixels at a level: even, short side at most `short_side`."""
     scale = min(1.0, short_side / min(width, height))
 
-    def even(size: float) -> int:
-        return max(2, 2 * int(size / 2 + 0.25))
+    def even(size: int) -> int:
+        return max(2, 2 * min(round(size * scale / 2), size // 2))
 
-    return even(width * scale), even(height * scale)
+    return even(width), even(height)
 
 
 def decode_clip(video: StoredVideo, spec: ClipSpec, out: npt.NDArray[np.uint8]) -> None:
@@ -228,7 +235,7 @@ class _LevelEncoder:
             src_color_range=frame.color_range,
             dst_colorspace=Colorspace.ITU601,
             dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
             threads=1,
         )
         picture = _turned(scaled, self._turns) if self._turns else scaled

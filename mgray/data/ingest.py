@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import logging
 import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -182,7 +183,7 @@ def ingest(
             on_progress(IngestProgress(done=sum(done.values()), total=total, broken=len(broken)))
 
     notify()
-    with contextlib.closing(_run(folder, pending, num_workers)) as reports:
+    with _quiet(), contextlib.closing(_run(folder, pending, num_workers)) as reports:
         for report in reports:
             if report.error:
                 raise DataError(
@@ -307,6 +308,23 @@ def _run(folder: Folder, parts: Sequence[_Part], num_workers: int) -> Generator[
     for table in reports.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(table, pa.Table)
         yield from (_Report(**row) for row in table.to_pylist())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Data's messages out of the terminal; its log files have them."""
+    consoles = [
+        (handler, handler.level)
+        for handler in logging.getLogger("ray.data").handlers
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+    ]
+    for handler, _ in consoles:
+        handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for handler, level in consoles:
+            handler.setLevel(level)
 
 
 def _encode_part(folder: Folder, part: _Part) -> Iterator[_Report]:

@@ -99,15 +99,20 @@ def write_motion_videos(
 
 
 def _texture(rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
-    """A periodic random picture of several scales: float32 [_TEXTURE, _TEXTURE, 3], about 0..255."""
-    rows = np.fft.fftfreq(_TEXTURE)[:, None] * _TEXTURE
-    columns = np.fft.rfftfreq(_TEXTURE)[None, :] * _TEXTURE
-    radius = np.hypot(rows, columns)
-    # An isotropic band of wavelengths from 8 to 64 pixels: no direction stands out, and motion does not alias.
-    band = np.where((radius >= 4) & (radius <= 32), 1 / np.maximum(radius, 1), 0)[..., None]
-    noise = np.fft.rfft2(rng.normal(size=(_TEXTURE, _TEXTURE, 3)), axes=(0, 1)) * band
-    picture = np.fft.irfft2(noise, (_TEXTURE, _TEXTURE), axes=(0, 1))
-    return np.asarray(128 + 48 * picture / picture.std(), np.float32)
+    """A periodic random picture, finer in brightness than in colour: float32 [_TEXTURE, _TEXTURE, 3], about 0..255."""
+    return np.asarray(128 + 44 * _band(rng, 1, 8.0) + 20 * _band(rng, 3, 24.0), np.float32)
+
+
+def _band(rng: np.random.Generator, channels: int, shortest: float) -> npt.NDArray[np.floating[Any]]:
+    """Isotropic periodic noise of wavelengths from `shortest` to 64 pixels, variance 1: [_TEXTURE, _TEXTURE, channels]."""
+    rows = np.fft.fftfreq(_TEXTURE)[:, None]
+    columns = np.fft.rfftfreq(_TEXTURE)[None, :]
+    frequency = np.hypot(rows, columns)
+    inside = (frequency >= 1 / 64) & (frequency <= 1 / shortest)
+    gain = np.where(inside, 1 / np.maximum(frequency, 1 / 64), 0)[..., None]
+    spectrum = np.fft.rfft2(rng.normal(size=(_TEXTURE, _TEXTURE, channels)), axes=(0, 1)) * gain
+    picture = np.fft.irfft2(spectrum, (_TEXTURE, _TEXTURE), axes=(0, 1))
+    return np.asarray(picture / picture.std())
 
 
 def _sample(
