@@ -60,6 +60,8 @@ class DataArguments:
     """Clips in the training set; default: those of data.path, else Kinetics-400's 240,436."""
     path: str = ""
     """Shards from `mgray ingest`, a folder of videos or a list, to count their clips."""
+    val_fraction: float = 0.2
+    """Share of the videos held out for validation where the source names no split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,11 @@ class ReportArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchArguments:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoArguments:
     data: str = ""
     """Your own videos instead of the clips that come with mgray: a folder or a list, as for `mgray ingest`."""
@@ -130,8 +137,10 @@ def _plan(arguments: Sequence[str]) -> None:
         base = PlanArguments(plan=read_plan_spec(command.pyslowfast, command.overrides))
     elif (name := _take_name(rest)) is not None:
         run = _workload(name)
-        base = PlanArguments(plan=run.plan, data=DataArguments(path=run.data.path))
+        base = PlanArguments(plan=run.plan, data=DataArguments(path=run.data.path, val_fraction=run.data.val_fraction))
     command = _parse(PlanArguments, rest, "plan", default=base)
+    if not 0 < command.data.val_fraction < 1:
+        raise ConfigError("data.val_fraction", command.data.val_fraction, "is outside (0, 1)", "use e.g. 0.2")
     if command.overrides and command.pyslowfast is None:
         raise ConfigError(
             "argument", command.overrides[0], "is not expected here",
@@ -154,9 +163,14 @@ def _num_samples(data: DataArguments) -> int:
         return data.num_samples
     if not data.path:
         return KINETICS_CLIPS
-    from mgray.data.count import count_samples
+    from mgray.check import is_shards
+    from mgray.data.annotations import read_annotations
+    from mgray.data.shard import ShardSet
 
-    return count_samples(data.path)
+    if is_shards(data.path):
+        return ShardSet.open(data.path).num_samples("train")
+    samples = read_annotations(data.path, val_fraction=data.val_fraction).samples
+    return sum(sample.split == "train" for sample in samples)
 
 
 def _read_step_times(path: Path) -> dict[str, float]:
@@ -206,6 +220,9 @@ def _train(arguments: Sequence[str]) -> None:
     else:
         raise ConfigError("NAME", "", "is missing", f"write mgray train NAME, one of {', '.join(WORKLOADS)}")
     command = _parse(TrainArguments, rest, "train", default=TrainArguments(run=base))
+    from mgray.check import check_run
+
+    check_run(command.run)
     from mgray.trainer import train
 
     train(command.run, verbose=command.verbose)
@@ -231,6 +248,10 @@ def _report(arguments: Sequence[str]) -> None:
 
 def _bench(arguments: Sequence[str]) -> None:
     """Measure: `mgray bench loop` sets the Ray-fed loop beside a bare torch loop on tensors in memory."""
+    what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] == "loop" else ("", arguments)
+    if not what and not set(rest) & {"-h", "--help"}:
+        raise ConfigError("BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop")
+    _parse(BenchArguments, rest, "bench")
     from mgray.bench.loop import bench_loop
 
     print(json_module.dumps(bench_loop(), indent=2))
@@ -357,9 +378,10 @@ def _parse(
 
 def _parse_error(text: str, arguments: Sequence[str], command: str) -> ConfigError:
     """The first section of tyro's box as an error that names option and value."""
-    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-    problem = " ".join(lines[:rule])
+    lines = [line.strip(" │╭╮╰╯") for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()]
+    rules = [i for i, line in enumerate(lines) if re.fullmatch(r"[─-]{3,}|─ .*", line)]
+    first, last = (*rules, len(lines), len(lines))[:2]
+    problem = " ".join(lines[first + 1 : last])
     match = re.search(r"--[\w.-]+", problem)
     if match is None:
         return ConfigError("arguments", " ".join(arguments), problem, f"see mgray {command} --help")

@@ -1,80 +1,284 @@
-"""`mgray plan` reads PySlowFast configurations and refuses bad input in one line."""
+"""The command line: what each command does with its arguments, and one line for what cannot work."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mgray.cli import main
-
-CONFIG = """
-NUM_GPUS: 8
-TRAIN: {BATCH_SIZE: 64}
-DATA: {NUM_FRAMES: 32, SAMPLING_RATE: 2, TRAIN_JITTER_SCALES: [256, 320], TRAIN_CROP_SIZE: 224}
-SOLVER: {BASE_LR: 0.1, LR_POLICY: steps_with_relative_lrs, STEPS: [0, 94, 154, 196], LRS: [1, 0.1, 0.01, 0.001],
-         MAX_EPOCH: 239, WARMUP_EPOCHS: 34.0, WARMUP_START_LR: 1e-2}
-MULTIGRID: {LONG_CYCLE: true, SHORT_CYCLE: true}
-BN: {NORM_TYPE: batchnorm}
-"""
+from mgray import cli
+from mgray.check import check_run
+from mgray.config import Run
+from mgray.report.command import options
+from tests.unit.test_pyslowfast import KINETICS
+from workloads import WORKLOADS
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     path = tmp_path / "config.yaml"
-    path.write_text(CONFIG)
+    path.write_text(KINETICS)
     return str(path)
 
 
-def test_pyslowfast_configuration(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--pyslowfast", config, "--data.num-samples", "240436", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert [p["last_epoch"] for p in plan["phases"]][:3] == [72, 109, 141]
-    assert plan["totals"]["num_epochs"] == 358
-    assert plan["totals"]["num_steps"] == pytest.approx(261_991, rel=0.005)
-    assert plan["totals"]["step_ratio"] == pytest.approx(3.43, abs=0.01)
+def plan_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert cli.main(["plan", *arguments, "--json"]) == 0
+    tree: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return tree
 
 
-def test_overrides_change_the_plan(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["MULTIGRID.EPOCH_FACTOR", "1.0", "SOLVER.BASE_LR", "0.2"]
-    assert main(["plan", "--pyslowfast", config, *overrides, "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["totals"]["num_epochs"] == 239
-    assert plan["phases"][0]["lr"] == pytest.approx(1.6)
+def test_no_arguments_teach(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f"  {command} " in text
+        assert f"mgray {command}" in text
+    assert all(name in text for name in WORKLOADS)
 
 
-def test_keys_outside_the_schedule_pass_and_misspelt_ones_do_not(
-    config: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["plan", "--pyslowfast", config, "SOLVER.MOMENTUM", "0.8", "MULTIGRID.EVAL_FREQ", "3"]) == 0
-    assert main(["plan", "--pyslowfast", config, "MULTIGRID.LONG_CYCEL", "True"]) == 2
-    assert "MULTIGRID.LONG_CYCEL" in capsys.readouterr().err
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [command, "loop", "--help"] if command == "bench" else [command, "--help"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert all(example in text for example in cli.EXAMPLES[command])
+    assert "\x1b[" not in text
 
 
-def test_no_multigrid_is_the_baseline_with_bn_per_device(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    off = ["MULTIGRID.LONG_CYCLE", "False", "MULTIGRID.SHORT_CYCLE", "False", "NUM_GPUS", "16"]
-    assert main(["plan", "--pyslowfast", config, *off, "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["totals"]["step_ratio"] == 1
-    assert plan["phases"][0]["bn_groups"] == 16
+def test_help_lists_workloads(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("plan", "train"):
+        assert cli.main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert all(name in text for name in WORKLOADS)
+
+
+def test_plan_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "kinetics400_slowfast_r50"]) == 0
+    text = capsys.readouterr().out
+    assert "1024/512/512" in text and "0.001..0.0001" in text
+    assert "predicted speed-up: 3.43x by voxels, 3.42x by steps" in text
+    assert "\x1b[" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_plan_json(capsys: pytest.CaptureFixture[str]) -> None:
+    tree = plan_json(capsys, "kinetics400_slowfast_r50")
+    assert [phase["last_epoch"] for phase in tree["phases"]][:3] == [72, 109, 141]
+    assert tree["totals"]["num_epochs"] == 358
+    assert tree["num_samples"] == 240_436
+
+
+def test_plan_options_apply_over_the_workload(capsys: pytest.CaptureFixture[str]) -> None:
+    tree = plan_json(capsys, "kinetics400_slowfast_r50", "--plan.epoch-factor", "1.0", "--data.num-samples", "5000")
+    assert (tree["totals"]["num_epochs"], tree["num_samples"]) == (239, 5000)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--data.num-samples", "500"],
+        ["--data.num-samples", "500", "demo"],
+        ["--data.num_samples=500", "demo"],
+    ],
+)
+def test_name_may_follow_options(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    tree = plan_json(capsys, *arguments)
+    assert (tree["phases"][-1]["frames"], tree["num_samples"]) == (WORKLOADS["demo"]().plan.frames, 500)
+
+
+def test_plan_reads_pyslowfast(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = plan_json(capsys, "--pyslowfast", config, "--data.num-samples", "240436")
+    assert tree["totals"]["num_steps"] == pytest.approx(261_991, rel=0.005)
+    assert tree["totals"]["step_ratio"] == pytest.approx(3.43, abs=0.01)
+    tree = plan_json(capsys, f"--pyslowfast={config}", "MULTIGRID.EPOCH_FACTOR", "1.0", "SOLVER.BASE_LR", "0.2")
+    assert tree["totals"]["num_epochs"] == 239
+    assert tree["phases"][0]["lr"] == pytest.approx(1.6)
+    tree = plan_json(capsys, "--pyslowfast", config, "MULTIGRID.EPOCH_FACTOR", "1.0", "--plan.lr", "0.3")
+    assert tree["phases"][0]["lr"] == pytest.approx(2.4)
+
+
+def test_plan_counts_the_clips_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, count in (("train", 6), ("val", 2)):
+        for label in ("jump", "run"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                (folder / f"{i}.mp4").touch()
+    assert plan_json(capsys, "smoke", "--data.path", str(tmp_path))["num_samples"] == 12
+
+
+def test_plan_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "new" / "plan.png"
+    assert cli.main(["plan", "smoke", "--plot", str(picture)]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_plan_predicts_time_from_measured_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times = tmp_path / "times.json"
+    times.write_text('{"64x32x224x224": 1.0, "128x32x158x158": 1.0, "256x32x112x112": 1.0}')
+    arguments = ["plan", "kinetics400_slowfast_r50_baseline", "--plan.short-cycle", "--step-times", str(times)]
+    assert cli.main(arguments) == 0
+    assert "2.33x by measured step times" in capsys.readouterr().out
+
+
+def fake_module(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> list[tuple[tuple[Any, ...], dict]]:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(*values: Any, **named: Any) -> dict[str, Any]:
+        calls.append((values, named))
+        return {}
+
+    fake = types.ModuleType(module)
+    setattr(fake, function, record)
+    monkeypatch.setitem(sys.modules, module, fake)
+    return calls
+
+
+def test_train_passes_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    assert cli.main(["train", "smoke", "--plan.epoch-factor", "2.0", "--scale.workers", "2", "--verbose"]) == 0
+    smoke = WORKLOADS["smoke"]()
+    want = dataclasses.replace(
+        smoke,
+        plan=dataclasses.replace(smoke.plan, epoch_factor=2.0),
+        scale=dataclasses.replace(smoke.scale, workers=2),
+    )
+    assert calls == [((want,), {"verbose": True})]
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_run_survives_the_command_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The command that the report prints trains the same run."""
+    calls = fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    run = WORKLOADS[name]()
+    assert cli.main(["train", "folder", *options(run)]) == 0
+    assert calls[0][0] == (run,)
+
+
+def test_eval_passes_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = fake_module(monkeypatch, "mgray.trainer", "evaluate_run")
+    assert cli.main(["eval", "runs/x", "--data", "shards"]) == 0
+    assert calls == [(("runs/x",), {"data": "shards"})]
+
+
+def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_module(monkeypatch, "mgray.trainer", "ingest_with_progress")
+    assert cli.main(["ingest", "videos", "shards", "--short-side", "128"]) == 0
+    assert calls == [(("videos", "shards"), {"short_side": 128, "val_fraction": 0.2})]
+
+
+def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("mgray: ") and captured.err.count("\n") == 1
+    return captured.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--plan.frames", "0"], "plan.frames"),
-        (["--pyslowfast", "missing.yaml"], "missing.yaml"),
-        (["SOLVER.BASE_LR", "1"], "--pyslowfast"),
-        (["--data.num-samples", "0"], "data.num_samples"),
+        (["plna"], "did you mean plan?"),
+        (["plan", "--plan.frames", "0"], "plan.frames = 0"),
+        (["plan", "--plan.frames", "x"], "plan.frames = 'x': is no whole number"),
+        (["plan", "--plan.frames=1.5"], "plan.frames = '1.5': is no whole number"),
+        (["plan", "--plan.frames"], "plan.frames = '': needs 1 value"),
+        (["plan", "--plan.lr", "high"], "plan.lr = 'high': is no number"),
+        (["plan", "--plan.lr-steps", "0", "a"], "plan.lr_steps = '0 a'"),
+        (["plan", "--plan.long-cycle", "once"], "plan.long_cycle = 'once': is no choice"),
+        (["plan", "--plan.frmaes", "3"], "did you mean --plan.frames?"),
+        (["plan", "--epoch-factor", "1"], "did you mean --plan.epoch-factor?"),
+        (["plan", "--pyslowfast", "missing.yaml"], "missing.yaml"),
+        (["plan", "--pyslowfast"], "pyslowfast"),
+        (["plan", "smoke", "SOLVER.BASE_LR", "1"], "--pyslowfast"),
+        (["plan", "smok"], "did you mean smoke?"),
+        (["plan", "unheard_of"], "kinetics400_slowfast_r50"),
+        (["plan", "--data.num-samples", "0"], "data.num_samples = 0"),
+        (["plan", "--data.path", "missing"], "data.path = 'missing'"),
+        (["plan", "smoke", "--plot", "plan.bmp"], "plan.bmp"),
+        (["plan", "smoke", "--step-times", "missing.json"], "missing.json"),
+        (["train"], "NAME = ''"),
+        (["train", "smok"], "did you mean smoke?"),
+        (["train", "smoke"], "data.path = ''"),
+        (["train", "smoke", "--data.path", "missing"], "data.path = 'missing'"),
+        (["train", "smoke", "--model.name", "resnet", "--data.path", "x"], "model.name = 'resnet'"),
+        (["train", "smoke", "--scale.workers", "0"], "scale.workers = 0"),
+        (["train", "smoke", "--scale.worker", "1"], "did you mean --scale.workers?"),
+        (["train", "smoke", "--train.precision", "int8"], "train.precision = 'int8'"),
+        (["train", "smoke", "extra"], "'extra'"),
+        (["ingest"], "SOURCE = ''"),
+        (["ingest", "videos"], "OUT = ''"),
+        (["eval"], "RUN = ''"),
+        (["report"], "RUN = ''"),
+        (["report", "missing"], "missing"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        status = main(["plan", *arguments])
-    except SystemExit as stop:
-        status = stop.code
-    captured = capsys.readouterr()
-    assert status == 2
-    assert named in captured.err + captured.out
-    assert "Traceback" not in captured.err
+    assert named in one_line(capsys, arguments)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_terminal_sees_the_same_line(encoding: str) -> None:
+    """tyro boxes and colours its errors where the output is a terminal."""
+    ours, terminal = os.openpty()
+    code = "import sys; from mgray.cli import main; sys.exit(main(['plan', '--plan.frames', 'x']))"
+    env = os.environ | {"TERM": "xterm", "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=terminal, stderr=subprocess.PIPE, text=True, env=env, check=False
+    )
+    os.close(terminal)
+    os.close(ours)
+    assert done.stderr == "mgray: plan.frames = 'x': is no whole number; see mgray plan --help\n"
+    assert done.returncode == 2
+
+
+def test_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "plan", interrupted)
+    assert cli.main(["plan"]) == 130
+    assert capsys.readouterr().err == "mgray: interrupted\n"
+
+
+HEAVY = "{'torch', 'torchvision', 'ray', 'av', 'matplotlib', 'pyarrow'}"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["plan", "smoke"], ["plan", "--help"], ["train", "--help"], ["demo", "--help"], ["train", "smok"]]
+)
+def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
+    code = f"import sys; from mgray.cli import main; main({arguments!r}); sys.exit(str(sys.modules.keys() & {HEAVY}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+def test_bad_data_is_refused_before_torch_or_ray_load() -> None:
+    code = (
+        "import sys; from mgray.cli import main; status = main(['train', 'smoke', '--data.path', 'missing']); "
+        f"sys.exit(str((status, sys.modules.keys() & {HEAVY} - {{'pyarrow'}})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "(2, set())"
+
+
+def test_output_to_a_closed_pipe_is_no_traceback() -> None:
+    code = "import sys; from mgray.cli import main; sys.exit(main(['plan', 'smoke', '--json']))"
+    done = subprocess.run(
+        f"{sys.executable} -c {json.dumps(code)} | head -c 10", shell=True, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+def test_check_run_is_what_train_refuses_with() -> None:
+    assert check_run.__module__ == "mgray.check"
+    assert Run().data.path == ""

@@ -1,15 +1,36 @@
-"""Errors keep their fields across process borders."""
+"""Errors are one line, and keep their fields across process borders."""
 
 from __future__ import annotations
 
 import pickle
 
-from mgray.errors import ConfigError
+import pytest
+
+from mgray import errors
+from mgray.errors import FieldError, MgrayError
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FieldError)]
 
 
-def test_errors_survive_pickling() -> None:
-    error = ConfigError("plan.frames", 0, "must be at least 1", "give a positive whole number")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_errors_survive_pickling(kind: type[FieldError]) -> None:
+    error = kind("plan.frames", 0, "must be at least 1", "give a positive whole number")
     copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is ConfigError
+    assert type(copy) is kind
     assert str(copy) == str(error) == "plan.frames = 0: must be at least 1; give a positive whole number"
-    assert copy.field == "plan.frames"
+    assert (copy.field, copy.value, copy.problem, copy.remedy) == (
+        "plan.frames",
+        0,
+        "must be at least 1",
+        "give a positive whole number",
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_tyro_lets_them_through(kind: type[FieldError]) -> None:
+    assert issubclass(kind, MgrayError)
+    assert not issubclass(kind, ValueError)
+
+
+def test_values_of_several_lines_stay_on_one() -> None:
+    assert "\n" not in str(FieldError("data.path", "a\nb", "does not exist", "give a folder"))
