@@ -59,7 +59,7 @@ class Stem(nn.Sequential):
 
 
 class Block(nn.Module):
-    """A residual block whose first convolution spans `kernel_frames`; its last batch norm starts at zero."""
+    """A residual block whose first convolution spans `kernel_frames`."""
 
     def __init__(
         self, inputs: int, inner: int, outputs: int, kernel_frames: int, stride: int, *, bottleneck: bool
@@ -86,8 +86,8 @@ class Block(nn.Module):
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         return F.relu(self.shortcut(x_NCTHW) + self.body(x_NCTHW), inplace=True)
 
-    def init_last_norm(self) -> None:
-        """Let the block begin as its shortcut."""
+    def start_as_shortcut(self) -> None:
+        """Zero the last batch norm's weight, so that the block adds nothing at first."""
         norm = self.body[-1]
         assert isinstance(norm, nn.BatchNorm3d)
         nn.init.zeros_(norm.weight)
@@ -169,16 +169,19 @@ class SlowFast(nn.Module):
         self.laterals = nn.ModuleList(laterals)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(slow + fast, num_classes)
-        self._initialise()
+        self._initialise(zero_blocks=layout.bottleneck)
 
-    def _initialise(self) -> None:
-        """He et al.'s normal initialisation by fan-out; 0.01 for the classifier (paper, section 4)."""
+    def _initialise(self, *, zero_blocks: bool) -> None:
+        """He et al.'s normal initialisation by fan-out; 0.01 for the classifier (paper, section 4).
+
+        The published networks start their blocks as shortcuts. Shallow ones of basic blocks do not: they spend a third of a
+        short training on waking up (docs/log.md, 2026-11-24).
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.init_last_norm()
+            elif isinstance(module, Block) and zero_blocks:
+                module.start_as_shortcut()
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 

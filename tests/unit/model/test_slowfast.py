@@ -77,9 +77,10 @@ def test_memory_formats_agree() -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_begin_as_their_shortcut() -> None:
-    model = small()
+@pytest.mark.parametrize(("depth", "weight"), [(10, 1.0), (50, 0.0)])
+def test_bottlenecks_begin_as_their_shortcut_and_basic_blocks_do_not(depth: int, weight: float) -> None:
+    model = small(depth=depth)
     for stage in [*model.slow_stages, *model.fast_stages]:
         for block in stage:
-            assert block.body[-1].weight.abs().max() == 0
+            assert (block.body[-1].weight == weight).all()
     assert 0.005 < model.classifier.weight.std() < 0.02
