@@ -89,11 +89,6 @@ class Group:
     is_baseline: bool
     results: tuple[RunResult, ...]
 
-    @property
-    def title(self) -> str:
-        """The label, with the word baseline where it is one."""
-        return f"{self.label} (baseline)" if self.is_baseline and "baseline" not in self.label else self.label
-
     def reach(self, share: float = 1.0) -> Reach:
         pairs = [(r.seconds_to_share(share), r.partner_seconds_to_share(share)) for r in self.results]
         reached = [(own, theirs) for own, theirs in pairs if own is not None and theirs is not None]
@@ -133,6 +128,17 @@ class Comparison:
     @property
     def baseline(self) -> Group:
         return self.groups[0]
+
+    @property
+    def is_alone(self) -> bool:
+        """True when there is no other schedule to compare the baseline with."""
+        return len(self.groups) == 1
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The groups' labels, the first with the word baseline where it does not hold it."""
+        base, *others = (group.label for group in self.groups)
+        return (base if self.is_alone or "baseline" in base else f"{base} (baseline)", *others)
 
     @property
     def leader(self) -> Group | None:
@@ -188,6 +194,10 @@ class Comparison:
             return Row(label=label, cells=tuple(_accuracy([value(r) for r in g.results]) for g in self.groups))
 
         reaches = [group.reach() for group in self.groups]
+        speed = (
+            Row(label="time to baseline's best", cells=tuple(_reached(reach) for reach in reaches), is_key=True),
+            Row(label="speed-up", cells=tuple(_speedup(reach) for reach in reaches), is_key=True),
+        )
         return (
             Row(label="schedule", cells=tuple(group.schedule for group in self.groups)),
             Row(label="runs", cells=tuple(_runs(group) for group in self.groups)),
@@ -200,8 +210,7 @@ class Comparison:
             each("data wait", lambda r: r.wait_share, percent),
             accuracy("final top-1", lambda r: r.final_top1),
             accuracy("best top-1", lambda r: r.best_top1),
-            Row(label="time to baseline's best", cells=tuple(_reached(reach) for reach in reaches), is_key=True),
-            Row(label="speed-up", cells=tuple(_speedup(reach) for reach in reaches), is_key=True),
+            *(() if self.is_alone else speed),
         )
 
     def target_rows(self) -> tuple[Row, ...]:
@@ -222,10 +231,12 @@ class Comparison:
 
     def notes(self) -> tuple[str, ...]:
         """What a reader must know to judge the figures."""
-        notes = [
-            "Training time leaves out validation, saving and start-up. The time to the baseline's best is the training time at "
-            "the first validation whose top-1 is at least the baseline's best; nothing is interpolated."
-        ]
+        notes = ["Training time leaves out validation, saving and start-up."]
+        if not self.is_alone:
+            notes[0] += (
+                " The time to the baseline's best is the training time at the first validation whose top-1 is at least the "
+                "baseline's best; nothing is interpolated."
+            )
         if any(len(group.results) > 1 for group in self.groups):
             notes.append(
                 "Several runs of a schedule show as their mean and range (accuracy with its standard error too), the speed-up as "
@@ -296,10 +307,12 @@ def print_comparison(runs: Sequence[RunRecords], console: Console | None = None)
     """
     console = console or Console()
     comparison = compare(runs)
-    table = Table(title="Comparison with the baseline", title_justify="left", title_style="bold")
+    table = Table(
+        title="" if comparison.is_alone else "Comparison with the baseline", title_justify="left", title_style="bold"
+    )
     table.add_column("")
-    for group in comparison.groups:
-        table.add_column(Text(group.title), justify="right")
+    for title in comparison.titles:
+        table.add_column(Text(title), justify="right")
     for row in comparison.rows():
         table.add_row(
             Text(row.label),

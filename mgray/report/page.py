@@ -60,15 +60,9 @@ def _page(comparison: Comparison, pictures: Sequence[Picture], commands: Sequenc
         f'<p class="eyebrow">mgray report · {time.strftime("%Y-%m-%d %H:%M")}</p>',
         f"<h1>{html.escape(comparison.headline()).replace('top-1', '<span>top-1</span>')}</h1>",
         _tiles(comparison),
-        "<h2>Comparison</h2>",
+        "<h2>Totals</h2>" if comparison.is_alone else "<h2>Comparison</h2>",
         _card(_comparison_table(comparison, comparison.rows()), _notes(comparison)),
-        "<h2>Time to accuracy</h2>",
-        _card(
-            _caption(
-                "Training time to several shares of the baseline's best accuracy, and how many times sooner than it."
-            ),
-            _comparison_table(comparison, comparison.target_rows()),
-        ),
+        "" if comparison.is_alone else _targets(comparison),
         "<h2>Pictures</h2>" if pictures else "",
         *(_card(f"<h3>{html.escape(p.title)}</h3>", _caption(p.caption), p.svg) for p in pictures),
         "<h2>Phases</h2>",
@@ -142,9 +136,9 @@ def _tiles(comparison: Comparison) -> str:
 
 def _comparison_table(comparison: Comparison, rows: Sequence[Row]) -> str:
     head = [""]
-    for group, number in zip(comparison.groups, itertools.cycle(range(len(SERIES))), strict=False):
+    for title, number in zip(comparison.titles, itertools.cycle(range(len(SERIES))), strict=False):
         dot = f'<span class="dot" style="background: var(--series-{number})"></span>'
-        head.append(dot + html.escape(group.title))
+        head.append(dot + html.escape(title))
     lines = [
         f'<tr class="{"key" if row.is_key else ""}"><th>{html.escape(row.label)}</th>'
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells)
@@ -152,6 +146,14 @@ def _comparison_table(comparison: Comparison, rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return _table(head, lines)
+
+
+def _targets(comparison: Comparison) -> str:
+    text = (
+        "Training time to several shares of the baseline's best accuracy, and how many times sooner than the baseline."
+    )
+    table = _comparison_table(comparison, comparison.target_rows())
+    return f"<h2>Time to accuracy</h2>{_card(_caption(text), table)}"
 
 
 def _notes(comparison: Comparison) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from mgray.report.compare import Comparison, Group
 from mgray.report.phases import phase_results
 from mgray.report.records import FloatColumn, IntColumn, RunRecords
-from mgray.report.words import factor, magnitude, percent, seconds
+from mgray.report.words import HOURS_FROM_S, factor, magnitude, percent, seconds
 
 PNG_DPI = 150
 WIDTH_IN = 9.0
@@ -91,8 +92,12 @@ def draw_pictures(comparison: Comparison, out: Path) -> tuple[Picture, ...]:
                 _accuracy_over_time(comparison),
                 "accuracy_time",
                 "Accuracy over training time",
-                "Validation top-1 at the base shape. The dashed line is the baseline's best; the marks on it are the first "
-                "validations that reach it.",
+                "Validation top-1 at the base shape. "
+                + (
+                    "The dashed line is the best."
+                    if comparison.is_alone
+                    else "The dashed line is the baseline's best; the marks on it are the first validations that reach it."
+                ),
             )
             add(
                 _accuracy_over_cost(comparison),
@@ -173,9 +178,11 @@ def _series(comparison: Comparison) -> Iterator[tuple[Group, str, str]]:
 
 
 def _time_axis(axes: Axes, longest_s: float) -> None:
-    unit, size = ("s", 1) if longest_s < 7200 else ("h", 3600)
+    unit, size = ("s", 1) if longest_s < HOURS_FROM_S else ("h", 3600)
+    least = max(longest_s, 1e-6) / size / 7
+    power = 10.0 ** math.floor(math.log10(least))
+    axes.xaxis.set_major_locator(MultipleLocator(next(n for n in (1, 2, 5, 10) if n * power >= least) * power * size))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:,.4g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 3, 6, 10] if size > 1 else [1, 2, 2.5, 5, 10]))
     axes.set_xlabel(f"training time ({unit})")
     axes.set_xlim(0, longest_s * 1.02)
 
@@ -224,7 +231,7 @@ def _accuracy_over_time(comparison: Comparison) -> Figure:
         reached_s = float(np.mean(comparison.baseline.reach().seconds))
         is_left = reached_s < 0.4 * axes.get_xlim()[1]
         axes.annotate(
-            f"baseline's best, {percent(target)}",
+            f"{'' if comparison.is_alone else 'baseline: '}best {percent(target)}",
             (reached_s, target),
             (12 if is_left else -12, 5),
             textcoords="offset points",

@@ -46,5 +46,13 @@ details:first-of-type { border-top: 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { background: var(--code); border: 1px solid var(--rule); border-radius: 6px; padding: 12px; overflow-x: auto;
       font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 10px 0; }
+@media (max-width: 640px) {
+  main { padding: 16px 10px 40px; }
+  h1 { font-size: 21px; }
+  .card { padding: 12px; }
+  table { font-size: 13px; }
+  th, td { padding: 5px 6px; }
+  th:first-child { white-space: normal; }
+}
 @media print { body { background: none; } .card { break-inside: avoid; } }
 """

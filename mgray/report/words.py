@@ -6,12 +6,18 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
+HOURS_FROM_S = 7200
+"""Longer times are written in hours."""
+
 
 def whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
 def seconds(value: float) -> str:
+    """A time in seconds, or in hours where it is long."""
+    if value >= HOURS_FROM_S:
+        return f"{value / 3600:.2f} h" if value < 360_000 else f"{value / 3600:,.0f} h"
     return f"{value:,.0f} s" if value >= 100 else f"{value:.1f} s" if value >= 1 else f"{value:.3f} s"
 
 

@@ -107,6 +107,8 @@ def test_accuracy_of_several_seeds(tmp_path: Path) -> None:
     comparison = compare(runs)
     assert cell(comparison, "best top-1", 0) == "55.0 ± 5.0 % (50.0 to 60.0)"
     assert comparison.leader is None
+    assert comparison.titles == ("base",)
+    assert "speed-up" not in [row.label for row in comparison.rows()]
     assert "no other schedule" in comparison.headline()
 
 
@@ -187,4 +189,4 @@ def test_words() -> None:
         "2.0 s (1.0 to 3.0)",
     ]
     assert spread([900.0, 1500.0], magnitude) == "1.2 k (900 to 1.5 k)"
-    assert [seconds(x) for x in (0.0123, 12.34, 1234.5)] == ["0.012 s", "12.3 s", "1,234 s"]
+    assert [seconds(x) for x in (0.0123, 12.34, 1234.5, 9000)] == ["0.012 s", "12.3 s", "1,234 s", "2.50 h"]
