@@ -37,6 +37,7 @@ EXIT_BROKEN_PIPE = 141
 KINETICS_CLIPS = 240_436
 PIPE_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
+PYSLOWFAST_KEY = r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*"
 FLAGS = ("--json", "--verbose")
 """Options without a value, which NAME may follow."""
 PLAINER = (
@@ -131,20 +132,20 @@ class DemoArguments:
 def _plan(arguments: Sequence[str]) -> None:
     """Print a schedule: shapes, batches, learning rates, steps, and the predicted speed-up."""
     base, rest = PlanArguments(), list(arguments)
-    if any(option.partition("=")[0] == "--pyslowfast" for option in rest):
-        command = _parse(PlanArguments, rest, "plan", default=base)
-        assert command.pyslowfast is not None
-        base = PlanArguments(plan=read_plan_spec(command.pyslowfast, command.overrides))
+    file, settings = _pyslowfast(rest)
+    if file is not None:
+        base = PlanArguments(plan=read_plan_spec(file, settings))
     elif (name := _take_name(rest)) is not None:
         run = _workload(name)
         base = PlanArguments(plan=run.plan, data=DataArguments(path=run.data.path, val_fraction=run.data.val_fraction))
     command = _parse(PlanArguments, rest, "plan", default=base)
     if not 0 < command.data.val_fraction < 1:
         raise ConfigError("data.val_fraction", command.data.val_fraction, "is outside (0, 1)", "use e.g. 0.2")
-    if command.overrides and command.pyslowfast is None:
+    unread = [argument for argument in command.overrides if argument not in settings or file is None]
+    if unread:
         raise ConfigError(
-            "argument", command.overrides[0], "is not expected here",
-            "write NAME first (mgray plan NAME --json); KEY VALUE pairs need --pyslowfast FILE",
+            "argument", unread[0], "is not expected here",
+            "write NAME first (mgray plan NAME --json); KEY VALUE pairs (SOLVER.BASE_LR 0.2) need --pyslowfast FILE",
         )  # fmt: skip
     plan = Plan.compile(command.plan, _num_samples(command.data))
     table = plan.table(None if command.step_times is None else _read_step_times(command.step_times))
@@ -156,6 +157,19 @@ def _plan(arguments: Sequence[str]) -> None:
         print(json_module.dumps(plan.to_json(), indent=2))
     else:
         _print_table(plan, table)
+
+
+def _pyslowfast(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The PySlowFast file that is named, and the KEY VALUE pairs; both must be known before the rest can be parsed."""
+    file, settings = None, []
+    tokens = iter(arguments)
+    for token in tokens:
+        option, _, value = token.partition("=")
+        if option == "--pyslowfast" and (value := value or next(tokens, "")):
+            file = Path(value)
+        elif re.fullmatch(PYSLOWFAST_KEY, token):
+            settings += [token, *itertools.islice(tokens, 1)]
+    return file, settings
 
 
 def _num_samples(data: DataArguments) -> int:
@@ -241,8 +255,9 @@ def _report(arguments: Sequence[str]) -> None:
     """Compare runs: one table, pictures and a self-contained report.html."""
     command = _parse(ReportArguments, arguments, "report")
     _demand("RUN", command.runs, "mgray report RUN [RUN ...]")
-    from mgray.report import write_report
+    from mgray.report import print_comparison, read_run, write_report
 
+    print_comparison([read_run(run) for run in command.runs])
     print(write_report(command.runs, command.out))
 
 

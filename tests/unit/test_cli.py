@@ -104,6 +104,17 @@ def test_plan_reads_pyslowfast(config: str, capsys: pytest.CaptureFixture[str]) 
     assert tree["phases"][0]["lr"] == pytest.approx(2.4)
 
 
+def test_plan_options_are_checked_over_the_file_not_over_the_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text("SOLVER: {STEPS: [0, 20], MAX_EPOCH: 30}\nMULTIGRID: {LONG_CYCLE: true}")
+    tree = plan_json(capsys, "--pyslowfast", str(path), "--plan.epochs", "40", "MULTIGRID.EPOCH_FACTOR", "1.0")
+    assert tree["totals"]["num_epochs"] == 40
+    assert cli.main(["plan", "--pyslowfast", str(path), "solver.base_lr", "1"]) == 2
+    assert "solver.base_lr" in capsys.readouterr().err
+
+
 def test_plan_counts_the_clips_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split, count in (("train", 6), ("val", 2)):
         for label in ("jump", "run"):
@@ -200,6 +211,7 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["plan", "--pyslowfast", "missing.yaml"], "missing.yaml"),
         (["plan", "--pyslowfast"], "pyslowfast"),
         (["plan", "smoke", "SOLVER.BASE_LR", "1"], "--pyslowfast"),
+        (["plan", "--pyslowfast", "missing.yaml", "SOLVER.BASE_LR"], "missing.yaml"),
         (["plan", "smok"], "did you mean smoke?"),
         (["plan", "unheard_of"], "kinetics400_slowfast_r50"),
         (["plan", "--data.num-samples", "0"], "data.num_samples = 0"),
