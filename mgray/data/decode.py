@@ -31,12 +31,14 @@ from mgray.data.shard import StoredVideo
 from mgray.errors import VideoError
 
 GOP = 16
+_REPEATABLE = "mbtree=0:threads=1"
+"""Without these, x264 gives other bytes from one call to the next for the same frames (seen with x264 165)."""
 CODEC = {
     "name": "libx264",
     "preset": "veryfast",
     "tune": "fastdecode",
     "crf": "20",
-    "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:bframes=7:b-adapt=0:b-pyramid=none:threads=1",
+    "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:bframes=7:b-adapt=0:b-pyramid=none:{_REPEATABLE}",
 }
 """Encoder and options of stored levels; part of what identifies a dataset."""
 
@@ -197,7 +199,7 @@ def encode_frames(
         stream.codec_context.gop_size = gop
         stream.codec_context.time_base = 1 / rate
         if codec == "libx264":
-            stream.codec_context.options = {"preset": "veryfast", "crf": str(crf)}
+            stream.codec_context.options = {"preset": "veryfast", "crf": str(crf), "x264-params": _REPEATABLE}
         for index, array in enumerate(frames):
             frame = VideoFrame.from_ndarray(array, format="rgb24")
             frame.pts = times[index] if times is not None else index

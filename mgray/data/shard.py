@@ -421,7 +421,7 @@ class ShardSet:
         try:
             content = shard.read(int(index.offset[row]), int(index.length[row]))
             return StoredVideo.from_batch(pa.ipc.read_record_batch(pa.ipc.read_message(content), _VIDEO_SCHEMA))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, EOFError) as error:
             raise _damaged(self.root, file, str(error)) from None
 
     def digest(self) -> str:

@@ -105,12 +105,12 @@ def _texture(rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
 
 def _band(rng: np.random.Generator, channels: int, shortest: float) -> npt.NDArray[np.floating[Any]]:
     """Isotropic periodic noise of wavelengths from `shortest` to 64 pixels, variance 1: [_TEXTURE, _TEXTURE, channels]."""
-    rows = np.fft.fftfreq(_TEXTURE)[:, None]
-    columns = np.fft.rfftfreq(_TEXTURE)[None, :]
+    rows, columns = np.fft.fftfreq(_TEXTURE)[:, None], np.fft.rfftfreq(_TEXTURE)[None, :]
     frequency = np.hypot(rows, columns)
     inside = (frequency >= 1 / 64) & (frequency <= 1 / shortest)
-    gain = np.where(inside, 1 / np.maximum(frequency, 1 / 64), 0)[..., None]
-    spectrum = np.fft.rfft2(rng.normal(size=(_TEXTURE, _TEXTURE, channels)), axes=(0, 1)) * gain
+    waves = rng.normal(size=(int(inside.sum()), channels, 2)) / frequency[inside][:, None, None]
+    spectrum = np.zeros((*frequency.shape, channels), np.complex128)
+    spectrum[inside] = waves[..., 0] + 1j * waves[..., 1]
     picture = np.fft.irfft2(spectrum, (_TEXTURE, _TEXTURE), axes=(0, 1))
     return np.asarray(picture / picture.std())
 

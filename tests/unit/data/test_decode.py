@@ -192,6 +192,19 @@ def test_time_stamps_may_start_below_zero_or_late(folder):
         assert psnr(decoded(video), frames) > 27
 
 
+def test_edit_lists_and_missing_time_stamps_give_what_a_sequential_reader_gives(folder):
+    frames = moving(20)
+    encode_frames(str(folder / "edited.mp4"), frames, times=range(-6, 14))  # the mp4 header hides what is before 0
+    encode_frames(str(folder / "bare.h264"), frames)
+    for name in ("edited.mp4", "bare.h264"):
+        expected = sequential(folder / name)
+        video = transcode(str(folder / name), 256)
+        assert video.source.num_frames == len(expected)
+        assert video.source.fps == pytest.approx(25)
+        assert psnr(decoded(video), expected) > 27
+    assert len(sequential(folder / "edited.mp4")) < 20
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "pixel_format"),
     [
@@ -285,3 +298,9 @@ def test_probe(folder, source):
     assert (probe.num_frames, probe.width, probe.height, probe.fps, probe.duration_s) == (75, 96, 64, 25.0, 3.0)
     encode_frames(str(folder / "counted.mkv"), moving(9))
     assert probe_video(str(folder / "counted.mkv")).num_frames == 9
+
+
+def test_the_same_file_gives_the_same_packets(source, stored):
+    for _ in range(5):
+        again = transcode(str(source), 256)
+        assert bytes(again.data) == bytes(stored.data) and np.array_equal(again.offsets, stored.offsets)

@@ -1,0 +1,234 @@
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mgray.data.clip import VideoInfo
+from mgray.data.decode import CODEC, encode_frames, transcode
+from mgray.data.shard import (
+    INDEX,
+    MANIFEST,
+    Broken,
+    Folder,
+    IndexRow,
+    Level,
+    Manifest,
+    ShardSet,
+    StoredVideo,
+    content_digest,
+    shard_name,
+    write_index,
+    write_shard,
+)
+from mgray.errors import DataError
+from tests.support.videos import moving
+
+SIDE = 256
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> list[StoredVideo]:
+    folder = tmp_path_factory.mktemp("source")
+    stored = []
+    for number in range(6):
+        path = str(folder / f"{number}.mp4")
+        encode_frames(path, moving(6 + number, 32 + 2 * number, 32, seed=number))
+        stored.append(transcode(path, SIDE))
+    return stored
+
+
+def write_set(root: Path, videos: list[StoredVideo], shards: int = 2) -> Manifest:
+    """Four training videos, then two for validation, in so many shards."""
+    folder = Folder.of(str(root))
+    files, rows = [], []
+    size = len(videos) // shards
+    for shard in range(shards):
+        part = videos[shard * size : shard * size + size]
+        file, extents = write_shard(folder, shard_name(SIDE, shard), part)
+        files.append(file)
+        for video, extent in zip(part, extents, strict=True):
+            number = len(rows)
+            rows.append(
+                IndexRow(
+                    split="train" if number < 4 else "val", path=f"a/{number}.mp4", label=number % 2, group=f"g{number}",
+                    num_frames=video.source.num_frames, width=video.source.width, height=video.source.height,
+                    fps=video.source.fps, shard=shard, offset=extent.offset, length=extent.length,
+                )
+            )  # fmt: skip
+    classes = ("jump", "run")
+    manifest = Manifest(
+        version=1, source="videos", source_digest="d", classes=classes, counts={"train": 4, "val": 2},
+        levels=(Level(short_side=SIDE, shards=tuple(files)),), codec=CODEC, index=write_index(folder, rows, SIDE),
+        content_digest=content_digest(classes, rows, [SIDE], CODEC), broken=(Broken(path="b.mp4", reason="is empty"),),
+    )  # fmt: skip
+    folder.write(MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+@pytest.fixture
+def root(tmp_path, videos) -> Path:
+    write_set(tmp_path / "set", videos)
+    return tmp_path / "set"
+
+
+def same(one: StoredVideo, other: StoredVideo) -> bool:
+    arrays = all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("pts", "key", "reference", "offsets")
+    )
+    scalars = all(getattr(one, name) == getattr(other, name) for name in ("source", "width", "height", "extradata"))
+    return arrays and scalars and bytes(one.data) == bytes(other.data)
+
+
+def test_every_video_comes_back(root, videos):
+    shards = ShardSet.open(str(root))
+    assert shards.classes == ("jump", "run")
+    assert (shards.num_samples("train"), shards.num_samples("val")) == (4, 2)
+    for number, video in enumerate(videos):
+        split, sample = ("train", number) if number < 4 else ("val", number - 4)
+        assert same(shards.video(split, sample), video)
+        assert shards.info(split, sample) == video.source
+        assert shards.label(split, sample) == number % 2
+        assert shards.path(split, sample) == f"a/{number}.mp4"
+        assert shards.group(split, sample) == f"g{number}"
+    assert shards.labels("val").tolist() == [0, 1]
+    assert isinstance(shards.info("train", 0).width, int) and isinstance(shards.label("train", 0), int)
+    with pytest.raises(IndexError):
+        shards.info("val", 2)
+    with pytest.raises(IndexError):
+        shards.video("train", -1)
+    shards.verify()
+
+
+def test_shards_are_files_that_arrow_reads(root, videos):
+    with pa.ipc.open_file(str(root / shard_name(SIDE, 1))) as reader:
+        assert reader.num_record_batches == 3
+        assert same(StoredVideo.from_batch(reader.get_batch(2)), videos[5])
+
+
+def test_a_remote_file_system_gives_the_same(root, videos):
+    shards = ShardSet.open(root.as_uri().replace("file://", "file:///", 1).replace("////", "///"))
+    assert same(shards.video("val", 1), videos[5])
+
+
+def test_range_requests_give_the_same(root, videos, monkeypatch):
+    monkeypatch.setattr(Folder, "is_local", property(lambda folder: False))
+    from mgray.data import shard
+
+    shard._open_shard.cache_clear()
+    assert same(ShardSet.open(str(root)).video("val", 1), videos[5])
+    shard._open_shard.cache_clear()
+
+
+def test_it_pickles_as_its_path(root, videos):
+    shards = ShardSet.open(str(root))
+    data = pickle.dumps(shards)
+    assert len(data) < 300 + len(str(root))
+    again = pickle.loads(data)
+    assert again is pickle.loads(data)
+    assert again.manifest == shards.manifest and same(again.video("train", 2), videos[2])
+    code = f"import pickle; s = pickle.loads({data!r}); print(s.info('val', 1).num_frames, s.path('val', 1))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["11", "a/5.mp4"]
+
+
+def test_a_set_that_changed_under_a_run_is_refused(root, videos):
+    data = pickle.dumps(ShardSet.open(str(root)))
+    text = (root / MANIFEST).read_text()
+    (root / MANIFEST).write_text(text.replace('"jump"', '"hop"'))
+    with pytest.raises(DataError, match="has changed"):
+        pickle.loads(data)
+
+
+def test_the_digest_is_of_the_content(tmp_path, videos, root):
+    first = ShardSet.open(str(root)).digest()
+    write_set(tmp_path / "other", videos, shards=3)
+    assert ShardSet.open(str(tmp_path / "other")).digest() == first
+    write_set(tmp_path / "changed", [*videos[:3], videos[4], videos[3], videos[5]])
+    assert ShardSet.open(str(tmp_path / "changed")).digest() != first
+
+
+def test_the_manifest_round_trips(root):
+    text = (root / MANIFEST).read_text()
+    manifest = Manifest.from_json(text, str(root))
+    assert manifest.to_json() == text
+    assert manifest.levels[0].shards[1].num_bytes == (root / shard_name(SIDE, 1)).stat().st_size
+
+
+def check_refused(root: Path, words: str, verify: bool = False) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        shards = ShardSet.open(str(root))
+        if verify:
+            shards.verify()
+    message = str(caught.value)
+    assert str(root) in message and "\n" not in message and message.startswith("data.path = ")
+
+
+def test_what_is_no_set_is_refused(tmp_path, root):
+    check_refused(tmp_path / "nowhere", "is no folder; check the path")
+    (tmp_path / "empty").mkdir()
+    check_refused(tmp_path / "empty", "holds no manifest.json; make shards")
+    tree = json.loads((root / MANIFEST).read_text())
+    for change, words in (
+        ({"version": 2}, "have version 2, this code reads 1; ingest"),
+        ({"format": "else"}, "does not describe mgray shards"),
+        ({"novel": 1}, "lacks or misnames a field"),
+    ):
+        (root / MANIFEST).write_text(json.dumps(tree | change))
+        check_refused(root, words)
+    (root / MANIFEST).write_text("{")
+    check_refused(root, "is no JSON")
+    with pytest.raises(DataError, match="cannot be reached"):
+        ShardSet.open("nonsense://host/data")
+
+
+def test_missing_and_damaged_files_are_named(root, videos):
+    shard = root / shard_name(SIDE, 1)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    check_refused(root, r"256/00001.arrow is damaged \(it has")
+    shard.unlink()
+    check_refused(root, r"256/00001.arrow is missing; copy")
+    middle = len(content) // 2
+    shard.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    check_refused(root, r"256/00001.arrow is damaged \(its checksum differs\)", verify=True)
+    write_set(root, videos)
+    (root / INDEX).write_bytes(bytes(len((root / INDEX).read_bytes())))
+    with pytest.raises(DataError, match=r"index.arrow is damaged"):
+        ShardSet.open(str(root)).info("train", 0)
+
+
+def test_a_shard_of_noise_is_refused_when_read(root):
+    shard = root / shard_name(SIDE, 0)
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(DataError, match=r"256/00000.arrow is damaged"):
+        ShardSet.open(str(root)).video("train", 0)
+
+
+def test_writing_leaves_only_whole_files(tmp_path):
+    folder = Folder.of(str(tmp_path))
+    folder.write("a/b.bin", b"one")
+    assert folder.write("a/b.bin", b"two").num_bytes == 3
+    assert (tmp_path / "a" / "b.bin").read_bytes() == b"two"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.bin"]
+    with pytest.raises(FileNotFoundError):
+        folder.read("a/c.bin")
+    assert folder.names() == ["a"] and Folder.of(str(tmp_path / "none")).names() == []
+
+
+def test_an_index_of_many_videos_is_small_and_fast(tmp_path):
+    row = IndexRow(
+        split="train", path="", label=3, group="", num_frames=300, width=340, height=256, fps=30.0, shard=7, offset=9, length=5
+    )  # fmt: skip
+    rows = [replace(row, path=f"class/{i:07d}.mp4", group=f"class/{i:07d}.mp4") for i in range(20_000)]
+    file = write_index(Folder.of(str(tmp_path)), rows, SIDE)
+    assert file.num_bytes < 120 * len(rows)
+
+
+def test_an_info_is_what_sampling_needs(root):
+    assert ShardSet.open(str(root)).info("train", 1) == VideoInfo(7, 34, 32, 25.0)
