@@ -61,30 +61,78 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
         return output
 
     def _local(self, input: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        outputs, means, rstds = [], [], []
-        for part_NCX in torch.split(input, list(sizes)) if len(sizes) > 1 else (input,):
-            # native_batch_norm returns the statistics that it used, so that they are computed once
+        # native_batch_norm returns the statistics that it used, so that they are computed once
+        if len(sizes) == 1:
             output, mean_C, rstd_C = torch.native_batch_norm(
-                part_NCX, self.weight, self.bias, None, None, True, 0.0, self.eps
+                input, self.weight, self.bias, None, None, True, 0.0, self.eps
             )
-            outputs.append(output)
-            means.append(mean_C)
-            rstds.append(rstd_C)
-        mean_GC, rstd_GC = torch.stack(means).detach().double(), torch.stack(rstds).detach().double()
+            stats_2GC = torch.stack([mean_C, rstd_C]).unsqueeze(1)
+        elif torch.compiler.is_compiling():  # a compiler fuses the copies away that _LocalNorm spares
+            parts = [
+                torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0.0, self.eps)
+                for part in torch.split(input, list(sizes))
+            ]
+            output = torch.cat([part[0] for part in parts])
+            stats_2GC = torch.stack([torch.stack([part[i] for part in parts]) for i in (1, 2)])
+        else:
+            output, stats_2GC = _LocalNorm.apply(input, self.weight, self.bias, self.eps, sizes)
+        mean_GC, rstd_GC = stats_2GC.detach().double()
         var_GC = (rstd_GC.square().reciprocal() - self.eps).clamp_min(0.0)
         elements = input.numel() // (input.shape[0] * input.shape[1])
-        moments = torch.stack(
-            [
-                _moments(mean_C, var_C, elements * size)
-                for mean_C, var_C, size in zip(mean_GC, var_GC, sizes, strict=True)
-            ]
-        ).sum(0)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), moments
+        moments = [
+            _moments(mean_C, var_C, elements * size) for mean_C, var_C, size in zip(mean_GC, var_GC, sizes, strict=True)
+        ]
+        return output, torch.stack(moments).sum(0)
 
     def _synchronised(self, input: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
         output, mean_C, var_C = _SynchronisedNorm.apply(input, self.weight, self.bias, self.eps, process_group)
         # each rank of the group reports its own clips' part of the group's moments
         return output, _moments(mean_C.double(), var_C.double(), input.numel() // input.shape[1])
+
+
+class _LocalNorm(torch.autograd.Function):
+    """Batch norm of each group, written straight into one output: splitting and joining would copy it once more.
+
+    Returns output and [2, groups, channels]: mean and reciprocal standard deviation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        output = torch.empty_like(input)
+        stats_2GC = torch.empty((2, len(sizes), input.shape[1]), dtype=_stats_dtype(input, weight), device=input.device)
+        parts = zip(torch.split(input, list(sizes)), torch.split(output, list(sizes)), *stats_2GC, strict=True)
+        for part, part_output, mean_C, rstd_C in parts:
+            torch.native_batch_norm(part, weight, bias, None, None, True, 0.0, eps, out=(part_output, mean_C, rstd_C))
+        ctx.save_for_backward(input, weight, stats_2GC)
+        ctx.eps, ctx.sizes = eps, list(sizes)
+        ctx.mark_non_differentiable(stats_2GC)
+        return output, stats_2GC
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        input, weight, stats_2GC = ctx.saved_tensors
+        grad_input = torch.empty_like(input)
+        affine = weight is not None
+        grads = []
+        parts = zip(
+            *(torch.split(tensor, ctx.sizes) for tensor in (gradients[0], input, grad_input)), *stats_2GC, strict=True
+        )
+        for gradient, part, part_grad, mean_C, rstd_C in parts:
+            result = torch.ops.aten.native_batch_norm_backward(
+                gradient, part, weight, None, None, mean_C, rstd_C, True, ctx.eps, [True, affine, affine]
+            )
+            part_grad.copy_(result[0])
+            grads.append(result[1:])
+        if not affine:
+            return grad_input, None, None, None, None
+        grad_weight, grad_bias = (torch.stack(column).sum(0) for column in zip(*grads, strict=True))
+        return grad_input, grad_weight, grad_bias, None, None
+
+
+def _stats_dtype(input: Tensor, weight: Tensor | None) -> torch.dtype:
+    return _at_least_float32(input.new_empty(0)).dtype if weight is None else weight.dtype
 
 
 class _SynchronisedNorm(torch.autograd.Function):
