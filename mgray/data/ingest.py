@@ -237,14 +237,14 @@ def _check_broken(source: str, broken: Sequence[Broken], total: int, max_broken:
 
 def _claim(folder: Folder, out: str, list_digest: str) -> None:
     """Mark an empty folder as the one for this list, or check that it is."""
+    job = json.dumps({"list_digest": list_digest}).encode()
     if folder.exists(_JOB):
-        stored = json.loads(folder.read(_JOB).to_pybytes())
-        _check_same(out, stored.get("list_digest") == list_digest)
+        _check_same(out, folder.read(_JOB).to_pybytes() == job)
         return
-    if folder.names():
+    if set(folder.names()) - {_WORK}:
         raise DataError("out", out, "is not empty and holds no shards", "give a new folder")
     try:
-        folder.write(_JOB, json.dumps({"list_digest": list_digest}).encode())
+        folder.write(_JOB, job)
     except OSError as error:
         raise DataError("out", out, f"cannot be written ({error})", "give a folder that you may write to") from None
 
@@ -278,7 +278,10 @@ def _stored_outcomes(folder: Folder, parts: Sequence[_Part]) -> dict[int, _Outco
     for part in parts:
         if os.path.basename(part.name) not in stored:
             continue
-        outcome = _Outcome.from_json(folder.read(part.name).to_pybytes().decode())
+        try:
+            outcome = _Outcome.from_json(folder.read(part.name).to_pybytes().decode())
+        except (ValueError, KeyError, TypeError):  # half-written, or of another version
+            continue
         shard = folder.fs.get_file_info(folder.join(outcome.shard.name))
         if outcome.key == part.key() and shard.type == pafs.FileType.File and shard.size == outcome.shard.num_bytes:
             outcomes[part.index] = outcome
