@@ -98,12 +98,10 @@ class TrainSection:
     """Clips of a validation batch, on each worker."""
     precise_bn: int = 0
     """Base-shape batches from which running statistics are re-estimated before a validation; 0 keeps the running average."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of forward and backward; bfloat16 is autocast, weights stay float32."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Arithmetic of forward and backward; bfloat16 is autocast, weights stay float32. float64 is for proofs of equality."""
     channels_last: bool = True
     """Lay tensors out channels last (faster on CPUs and on tensor cores)."""
-    compile: bool = False
-    """torch.compile the model, one static graph per shape."""
     micro_groups: int = 0
     """BN groups that are computed at once where a worker's share of a step does not fit in memory; 0 computes all at once."""
 
@@ -165,7 +163,7 @@ class ScaleSection:
     max_failures: int = 8
     """Failures of workers after which the run is given up (each restarts from the last checkpoint)."""
     save_every: int = 200
-    """Steps from one checkpoint to the next; there is one at each validation too."""
+    """Steps from one checkpoint to the next; the last is at the end."""
     address: str = ""
     """Ray cluster to join, e.g. auto or ray://head:10001; empty starts a local one."""
 

@@ -19,18 +19,21 @@ import ray.train.torch
 from rich.console import Console
 from rich.progress import Progress
 
+from mgray.check import check_run, is_shards, run_folder
 from mgray.config import Run
 from mgray.data.annotations import read_annotations
 from mgray.data.feed import GridDataConfig, quiet_ray_data
 from mgray.data.ingest import IngestProgress, ingest
-from mgray.data.shard import MANIFEST, Manifest, ShardSet
+from mgray.data.shard import Manifest, ShardSet
 from mgray.display import TrainDisplay
 from mgray.driver import start_driver
-from mgray.errors import CheckpointError, ConfigError, DataError, MgrayError, TrainingError
-from mgray.model import check_model
+from mgray.errors import ConfigError, DataError, MgrayError, TrainingError
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
-from mgray.train.session import FEED, RaySession
+from mgray.report.records import read_run
+from mgray.train.metrics import METRICS
+from mgray.train.session import FEED
+from mgray.train.worker import WorkConfig, work
 
 POLL_S = 0.5
 KEEP_CHECKPOINTS = 3
@@ -46,11 +49,6 @@ class TrainResult:
     top1: float
 
 
-def run_folder(run: Run) -> Path:
-    """The folder of a run's records and checkpoints."""
-    return Path(run.storage).expanduser().absolute() / run.name
-
-
 def train(run: Run, *, verbose: bool = False, console: Console | None = None) -> TrainResult:
     """Train a run from its newest checkpoint to its end, on Ray.
 
@@ -62,6 +60,9 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
     console = console or Console()
     check_run(run)
     folder = run_folder(run)
+    if _finished(folder):
+        console.print(f"mgray: {run.name} is trained to its end already ({folder}); give another --name to train again")
+        return _result(folder)
     with ray_running(run, verbose=verbose):
         shards = open_data(run, console)
         plan = Plan.compile(run.plan, shards.num_samples("train"))
@@ -74,42 +75,6 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
         finally:
             ray.kill(driver)
     return _result(folder)
-
-
-def check_run(run: Run) -> None:
-    """Refuse what cannot work, before torch or Ray start.
-
-    Raises:
-        MgrayError: it names field, value and remedy.
-    """
-    check_model(run.model)
-    if "://" in run.storage:
-        raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
-    if not run.data.path:
-        raise ConfigError(
-            "data.path", run.data.path, "is empty", "give --data.path: a folder of videos, a list, or shards"
-        )
-    if not _is_shards(run.data.path):
-        read_annotations(run.data.path, val_fraction=run.data.val_fraction)
-    stored = run_folder(run) / "run.json"
-    if stored.is_file():
-        try:
-            earlier = Run.from_json(json.loads(stored.read_text()))
-        except (ValueError, MgrayError):
-            raise CheckpointError(
-                "name", run.name, f"holds a run of another mgray ({stored})", "give another --name"
-            ) from None
-        if earlier.digest() != run.digest():
-            from mgray.train.loop import differences
-
-            raise CheckpointError(
-                "name", run.name, f"is a run with other settings ({differences(earlier.to_json(), run)})",
-                f"give another --name, or remove {stored.parent}",
-            )  # fmt: skip
-
-
-def _is_shards(path: str) -> bool:
-    return "://" in path or (Path(path).expanduser() / MANIFEST).is_file()
 
 
 @contextlib.contextmanager
@@ -138,7 +103,7 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
 def open_data(run: Run, console: Console) -> ShardSet:
     """The run's shards; a folder or list of videos is ingested first, once for all runs of this storage."""
     path = run.data.path
-    if not _is_shards(path):
+    if not is_shards(path):
         source = str(Path(path).expanduser().absolute())
         key = json.dumps([source, run.plan.jitter_max, run.data.val_fraction])
         name = f"{Path(source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
@@ -207,8 +172,10 @@ def _fit(run: Run, folder: Path, shards: ShardSet, driver: Any) -> None:
             "scale.workers", run.scale.workers, f"is more than the cluster's {gpus:.0f} GPUs", "ask for fewer, or give --scale.gpu auto"
         )  # fmt: skip
     trainer = ray.train.torch.TorchTrainer(
-        _work,
-        train_loop_config={"run": run.to_json(), "folder": str(folder), "shards": shards.root, "driver": driver},
+        cast(Any, work),
+        train_loop_config=cast(
+            Any, WorkConfig(run=run.to_json(), folder=str(folder), shards=shards.root, driver=driver)
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.scale.workers,
             use_gpu=use_gpu,
@@ -238,32 +205,6 @@ def _fit(run: Run, folder: Path, shards: ShardSet, driver: Any) -> None:
         )
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What each worker of Ray Train does."""
-    import torch
-
-    from mgray.train.loop import Loop
-    from mgray.train.metrics import next_attempt
-
-    quiet_ray_data()
-    run, driver, folder = Run.from_json(config["run"]), config["driver"], Path(config["folder"])
-    torch.set_num_threads(run.scale.threads or max(1, int(run.scale.cpus)))
-    session = RaySession(driver)
-    try:
-        loop = Loop(
-            run, session, ShardSet.open(config["shards"]), folder, next_attempt(folder) if session.rank == 0 else 0
-        )
-        go_on = [session.rank == 0 and ray.get(driver.begin.remote(loop.step))]
-        if session.world_size > 1:
-            torch.distributed.broadcast_object_list(go_on, src=0, device=session.device)
-        if go_on[0]:
-            loop.train()
-    except Exception as error:
-        final = isinstance(error, MgrayError)
-        ray.get(driver.fail.remote(error if final else RuntimeError(f"{type(error).__name__}: {error}"), final))
-        raise
-
-
 @contextlib.contextmanager
 def _watching(driver: Any, display: TrainDisplay) -> Iterator[None]:
     """Keep a display up to date from a thread of its own, since fit() holds the main one."""
@@ -283,9 +224,15 @@ def _watching(driver: Any, display: TrainDisplay) -> Iterator[None]:
         thread.join()
 
 
-def _result(folder: Path) -> TrainResult:
-    from mgray.report.records import read_run
+def _finished(folder: Path) -> bool:
+    """Whether a run's last attempt came to the end of its schedule."""
+    if not (folder / METRICS).is_file():
+        return False
+    events = read_run(folder).events
+    return bool(events) and events[-1].event == "finish" and not events[-1].detail
 
+
+def _result(folder: Path) -> TrainResult:
     records = read_run(folder)
     last = records.evals[-1]
     return TrainResult(folder=folder, steps=last.step, train_s=last.train_s, top1=last.top1)

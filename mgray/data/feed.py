@@ -165,6 +165,9 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
     context.print_on_execution_start = False
     # a row is a whole block: rows are never merged, and each leaves its task as soon as it is decoded
     context.target_max_block_size = context.target_min_block_size = 1
+    if shard.node_id:
+        near = NodeAffinitySchedulingStrategy(shard.node_id, soft=True)
+        context.scheduling_strategy = context.scheduling_strategy_large_args = near
     options = context.execution_options
     options.preserve_order = True
     options.verbose_progress = False
@@ -178,8 +181,7 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
         for step in batch["step"]:
             yield _row_of(int(step), decode_block(shared, int(step), rank, world_size))
 
-    node = NodeAffinitySchedulingStrategy(shard.node_id, soft=True) if shard.node_id else None
-    return cast(ray.data.Dataset, dataset.map_batches(decode, batch_size=None, num_cpus=1, scheduling_strategy=node))
+    return cast(ray.data.Dataset, dataset.map_batches(decode, batch_size=None, num_cpus=1))
 
 
 def _block_bytes(source: ClipSource, steps: range, rank: int, world_size: int) -> int:

@@ -15,9 +15,11 @@ from mgray.data.source import Block, Blocks, ClipSource, decode_block
 
 @dataclass(frozen=True, slots=True)
 class LocalFeed:
-    """The same blocks as those of Ray's feed, for rank 0 of 1."""
+    """The same blocks as those of Ray's feed."""
 
     section: FeedSection
+    rank: int = 0
+    world_size: int = 1
 
     def blocks(self, source: ClipSource, segments: Sequence[range]) -> contextlib.closing[Blocks]:
         return contextlib.closing(self._blocks(source, segments))
@@ -28,7 +30,7 @@ class LocalFeed:
         with ThreadPoolExecutor(self.section.decoders, thread_name_prefix="mgray-decode") as pool:
             try:
                 for step in steps:
-                    pending.append(pool.submit(decode_block, source, step, 0, 1))
+                    pending.append(pool.submit(decode_block, source, step, self.rank, self.world_size))
                     if len(pending) > self.section.ahead:
                         yield pending.popleft().result()
                 while pending:

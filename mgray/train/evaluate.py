@@ -58,7 +58,7 @@ def evaluate(worker: Worker, session: Session, source: ValSource) -> dict[str, f
             losses.update(F.cross_entropy(logits, labels, reduction="none"))
     worker.module.train()
     results = {name: float(value) for name, value in scores.compute().items()}
-    return {**results, "loss": float(losses.compute()), "num_clips": float(source.shards.num_samples("val"))}
+    return {**results, "loss": float(losses.compute()), "num_clips": source.shards.num_samples("val")}
 
 
 def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, steps_done: int) -> None:

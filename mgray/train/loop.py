@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mgray.check import differences
 from mgray.config import Run, TrainSection
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource
@@ -38,6 +41,7 @@ class _Done:
 
     step: Step
     sums: Tensor
+    """Of losses, right answers and clip checksums, float64 [3]."""
     step_s: float
     wait_s: float
     train_s: float
@@ -55,6 +59,16 @@ def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=0.0, momentum=section.momentum, nesterov=section.nesterov)
 
 
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay a model's weights out channels last, in place."""
+    model = model.to(memory_format=torch.channels_last_3d)
+    for weight in model.parameters():
+        if weight.dim() == 5 and weight.shape[2:].numel() == 1:
+            # 1x1x1 kernels have either layout; DDP wants the strides that their gradients get
+            weight.data = weight.data.contiguous()
+    return model
+
+
 class Loop:
     """Trains a run on one rank, from its newest checkpoint to its end."""
 
@@ -65,8 +79,10 @@ class Loop:
         torch.manual_seed(run.train.seed)
         model = convert_dropout(build_model(run.model, len(shards.classes)))
         defer_running_stats(model)
+        if run.train.precision == "float64":
+            model = model.double()
         if run.train.channels_last:
-            model = model.to(memory_format=torch.channels_last_3d)
+            model = channels_last(model)
         self.worker = Worker(session.prepare(model), session, run.data, run.train)
         self.optimizer = build_optimizer(self.worker.module, run.train)
         self.step = 0
@@ -104,6 +120,8 @@ class Loop:
 
     def _steps(self, blocks: Iterator[Block | None]) -> None:
         phase = self._enter(self.plan.step_at(self.step))
+        # waiting for the first block is start-up, not training
+        blocks = itertools.chain([next(blocks)], blocks)
         started = time.perf_counter()
         while self.step < self.schedule.end_step(self.plan):
             step = self.plan.step_at(self.step)
@@ -139,7 +157,8 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
         keys = _clip_keys(block, self.run.train.seed)
-        return self.worker.step(block, step.shape, step.bn_groups, keys, self.optimizer)
+        sums = self.worker.step(block, step.shape, step.bn_groups, keys, self.optimizer)
+        return torch.cat([sums, sums.new_tensor([0.0 if block is None else clip_checksum(block)])])
 
     def _check(self, block: Block | None, step: Step) -> None:
         """A block has to be the planned one: a mix-up would train on the wrong clips without a sign of it."""
@@ -159,7 +178,7 @@ class Loop:
         sums = torch.stack([done.sums for done in self._done])
         if self.session.world_size > 1:
             dist.all_reduce(sums)
-        for done, (loss, right) in zip(self._done, sums.tolist(), strict=True):
+        for done, (loss, right, checksum) in zip(self._done, sums.tolist(), strict=True):
             clips = done.step.shape.clips
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -168,7 +187,7 @@ class Loop:
                 )  # fmt: skip
             if self._records is not None:
                 self._records.step(
-                    done.step, loss=loss / clips, top1=right / clips, step_s=done.step_s, wait_s=done.wait_s, train_s=done.train_s
+                    done.step, loss=loss / clips, top1=right / clips, checksum=int(checksum), step_s=done.step_s, wait_s=done.wait_s, train_s=done.train_s
                 )  # fmt: skip
         if self._records is not None:
             self._records.flush()
@@ -270,16 +289,11 @@ def check_checkpoint(meta: CheckpointMeta, run: Run, shards: ShardSet, folder: P
         )  # fmt: skip
 
 
-def differences(tree: dict[str, Any], run: Run) -> str:
-    """The settings in which a stored configuration and a run differ, e.g. `plan.lr 0.1 -> 0.2`."""
-    theirs, ours = Run.from_json(tree).to_json(), run.to_json()
-    found = [
-        f"{section}.{key} {theirs[section][key]} -> {value}"
-        for section in ("plan", "data", "model", "train")
-        for key, value in ours[section].items()
-        if value != theirs[section][key] and (section, key) != ("data", "path")
-    ]
-    return ", ".join(found)
+def clip_checksum(block: Block) -> int:
+    """A sum over clips of 30 bits of each (position, sample) pair: the same whatever the order, exact in a float64."""
+    word = block.positions_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + block.samples_N.astype(np.uint64)
+    word = (word ^ (word >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return int((word >> np.uint64(34)).sum())
 
 
 def _clip_keys(block: Block | None, seed: int) -> Tensor:

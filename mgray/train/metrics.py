@@ -25,12 +25,17 @@ class MetricsWriter:
             self._file.write("\n")  # the last writer was killed within a line
         self._board = SummaryWriter(str(folder / "tensorboard"))
 
-    def step(self, step: Step, *, loss: float, top1: float, step_s: float, wait_s: float, train_s: float) -> None:
-        """One training step: mean loss and share of right answers over the global batch, seconds as rank 0 saw them."""
+    def step(
+        self, step: Step, *, loss: float, top1: float, checksum: int, step_s: float, wait_s: float, train_s: float
+    ) -> None:
+        """One training step: mean loss and share of right answers over the global batch, seconds as rank 0 saw them.
+
+        `checksum` is of the clips that were trained on (see `clip_checksum`).
+        """
         shape = step.shape
         self._line(
             "step", step.index, phase=step.phase, slot=step.slot, clips=shape.clips, frames=shape.frames, crop=shape.height,
-            lr=step.lr, epoch=step.epoch, loss=loss, top1=top1, step_s=step_s, wait_s=wait_s, train_s=train_s,
+            lr=step.lr, epoch=step.epoch, loss=loss, top1=top1, checksum=checksum, step_s=step_s, wait_s=wait_s, train_s=train_s,
         )  # fmt: skip
         clips_per_s = shape.clips / max(step_s, 1e-9)
         for name, value in (

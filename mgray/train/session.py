@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import tempfile
@@ -87,8 +88,10 @@ class RaySession:
         return cast(Feed, ray.train.get_dataset_shard(FEED))
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        # running statistics are made equal by the loop itself, so DDP broadcasts no buffers
-        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        # the loop itself makes running statistics equal, so DDP broadcasts no buffers at each step
+        known = inspect.signature(DistributedDataParallel).parameters
+        no_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options = {no_broadcast: False, "gradient_as_bucket_view": True}
         return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=options)
 
     def subgroup(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
@@ -137,7 +140,7 @@ class LocalSession:
 
     @property
     def feed(self) -> Feed:
-        return LocalFeed(self.section)
+        return LocalFeed(self.section, self.rank, self.world_size)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         return model.to(self.device)

@@ -41,24 +41,25 @@ class Worker:
         self.module = unwrapped(model)
         self._session = session
         self._train = train
-        scale = torch.tensor(data.std, device=session.device) * 255.0
-        self._scale = 1.0 / scale.view(1, 3, 1, 1, 1)
-        self._shift = -torch.tensor(data.mean, device=session.device).view(1, 3, 1, 1, 1) * 255.0 * self._scale
+        self._dtype = torch.float64 if train.precision == "float64" else torch.float32
+        scale_C = 1.0 / (torch.tensor(data.std, dtype=self._dtype, device=session.device) * 255.0)
+        shift_C = -torch.tensor(data.mean, dtype=self._dtype, device=session.device) * 255.0 * scale_C
+        self._scale, self._shift = scale_C.view(1, 3, 1, 1, 1), shift_C.view(1, 3, 1, 1, 1)
 
     def clips(self, block: Block, part: range | None = None) -> Tensor:
-        """A block's clips on the device, normalised: float32 [N, C, T, H, W]."""
+        """A block's clips on the device, normalised: [N, C, T, H, W]."""
         clips_NTHWC = _tensor(block.clips_NTHWC if part is None else block.clips_NTHWC[part.start : part.stop])
         if self._session.device.type == "cuda":
             clips_NTHWC = clips_NTHWC.pin_memory()
         clips_NCTHW = clips_NTHWC.to(self._session.device, non_blocking=True).permute(0, 4, 1, 2, 3)
         layout = torch.channels_last_3d if self._train.channels_last else torch.contiguous_format
-        return torch.addcmul(self._shift, clips_NCTHW.to(torch.float32), self._scale).contiguous(memory_format=layout)
+        return torch.addcmul(self._shift, clips_NCTHW.to(self._dtype), self._scale).contiguous(memory_format=layout)
 
     def _logits(self, model: nn.Module, clips_NCTHW: Tensor) -> Tensor:
         half = self._train.precision == "bfloat16"
         with torch.autocast(self._session.device.type, torch.bfloat16, enabled=half):
             logits: Tensor = model(clips_NCTHW)
-        return logits.float()
+        return logits.to(self._dtype)
 
     def step(
         self, block: Block | None, shape: BatchShape, bn_groups: int, keys_N: Tensor, optimizer: torch.optim.Optimizer
@@ -149,7 +150,9 @@ class Worker:
     def _idle(self, shape: BatchShape) -> Tensor:
         """Logits of a clip that counts for nothing: DDP needs a backward pass of every rank."""
         self.module.eval()
-        clip = torch.zeros(1, 3, shape.frames, shape.height, shape.width, device=self._session.device)
+        clip = torch.zeros(
+            1, 3, shape.frames, shape.height, shape.width, dtype=self._dtype, device=self._session.device
+        )
         logits = self._logits(self.model, clip)
         self.module.train()
         return logits

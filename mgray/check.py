@@ -1,0 +1,65 @@
+"""Checks that need neither torch nor Ray: what cannot work is refused at once, before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mgray.config import Run
+from mgray.data.annotations import read_annotations
+from mgray.data.shard import MANIFEST
+from mgray.errors import CheckpointError, ConfigError, MgrayError
+from mgray.model import check_model
+
+
+def run_folder(run: Run) -> Path:
+    """The folder of a run's records and checkpoints."""
+    return Path(run.storage).expanduser().absolute() / run.name
+
+
+def check_run(run: Run) -> None:
+    """Refuse what cannot work, before torch or Ray start.
+
+    Raises:
+        MgrayError: it names field, value and remedy.
+    """
+    check_model(run.model)
+    if "://" in run.storage:
+        raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
+    if not run.data.path:
+        raise ConfigError(
+            "data.path", run.data.path, "is empty", "give --data.path: a folder of videos, a list, or shards"
+        )
+    if not is_shards(run.data.path):
+        read_annotations(run.data.path, val_fraction=run.data.val_fraction)
+    stored = run_folder(run) / "run.json"
+    if stored.is_file():
+        try:
+            earlier = Run.from_json(json.loads(stored.read_text()))
+        except (ValueError, MgrayError):
+            raise CheckpointError(
+                "name", run.name, f"holds a run of another mgray ({stored})", "give another --name"
+            ) from None
+        if earlier.digest() != run.digest():
+            raise CheckpointError(
+                "name", run.name, f"is a run with other settings ({differences(earlier.to_json(), run)})",
+                f"give another --name, or remove {stored.parent}",
+            )  # fmt: skip
+
+
+def is_shards(path: str) -> bool:
+    """Whether a data path names ingested shards rather than videos."""
+    return "://" in path or (Path(path).expanduser() / MANIFEST).is_file()
+
+
+def differences(tree: dict[str, Any], run: Run) -> str:
+    """The settings in which a stored configuration and a run differ, e.g. `plan.lr 0.1 -> 0.2`."""
+    theirs, ours = Run.from_json(tree).to_json(), run.to_json()
+    found = [
+        f"{section}.{key} {theirs[section][key]} -> {value}"
+        for section in ("plan", "data", "model", "train")
+        for key, value in ours[section].items()
+        if value != theirs[section][key] and (section, key) != ("data", "path")
+    ]
+    return ", ".join(found)

@@ -1,0 +1,43 @@
+"""The loop's arithmetic in float64 on several ranks, without Ray: equal to one process to the last digits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from mgray.data.shard import ShardSet
+from mgray.train.loop import Loop
+from mgray.train.session import LocalSession
+from tests.integration.test_equality import equality_run, step_lines
+from tests.support.ranks import train_on_ranks
+
+
+@pytest.mark.parametrize("world_size", [3, 5])
+def test_float64_losses_do_not_depend_on_the_ranks(shards: str, tmp_path: Path, world_size: int) -> None:
+    """Uneven shares, groups that span ranks, and (with 5 ranks in 1-clip groups) every way to cut a batch."""
+    run = equality_run(shards, tmp_path, "one")
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, precision="float64", evals=1))
+    Loop(run, LocalSession(tmp_path / "one"), ShardSet.open(shards), tmp_path / "one", 0).train()
+    alone = step_lines(tmp_path / "one")
+    together = train_on_ranks(run, shards, tmp_path / "many", world_size)
+    assert len(alone) == len(together) >= 24
+    for one, many in zip(alone, together, strict=True):
+        assert many["checksum"] == one["checksum"]
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-12)
+
+
+def test_more_ranks_than_clips(shards: str, tmp_path: Path) -> None:
+    """Ranks without a clip take part in every collective and change nothing."""
+    run = equality_run(shards, tmp_path, "one")
+    plan = dataclasses.replace(
+        run.plan, batch=2, bn_group=2, long_cycle="off", short_cycle=False, epochs=1, lr_steps=(0,)
+    )
+    train = dataclasses.replace(run.train, precision="float64", evals=1)
+    run = dataclasses.replace(run, plan=plan, train=train)
+    Loop(run, LocalSession(tmp_path / "one"), ShardSet.open(shards), tmp_path / "one", 0).train()
+    alone = step_lines(tmp_path / "one")
+    together = train_on_ranks(run, shards, tmp_path / "many", 3)
+    assert [line["checksum"] for line in together] == [line["checksum"] for line in alone]
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=1e-12)
