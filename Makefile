@@ -1,12 +1,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
+OUT ?= demo-out
+DATA ?=
+
+.PHONY: demo test check setup
+setup: .venv/ready
 
 .venv/ready: pyproject.toml
+	@echo "setting up .venv (torch, Ray and the rest: several minutes the first time)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-.PHONY: test check
+# baseline and multigrid on real clips, then a table, pictures and a report page; DATA=folder takes your own videos
+demo: .venv/ready
+	$(BIN)/mgray demo --out $(OUT) $(if $(DATA),--data $(DATA))
+
 test: .venv/ready
 	$(BIN)/python -m pytest -q
 

@@ -23,7 +23,7 @@ from ray.data import ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mgray.config import FeedSection
-from mgray.data.source import Block, Blocks, ClipSource, decode_block
+from mgray.data.source import Block, Blocks, ClipSource
 from mgray.errors import MgrayError
 
 OPEN_AHEAD_STEPS = 64
@@ -165,6 +165,8 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
     context.print_on_execution_start = False
     # a row is a whole block: rows are never merged, and each leaves its task as soon as it is decoded
     context.target_max_block_size = context.target_min_block_size = 1
+    # the short cycle's slots are all among the first steps
+    sizes = [source.num_bytes(step, rank, world_size) for step in steps[:4]]
     if shard.node_id:
         near = NodeAffinitySchedulingStrategy(shard.node_id, soft=True)
         context.scheduling_strategy = context.scheduling_strategy_large_args = near
@@ -172,25 +174,16 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
     options.preserve_order = True
     options.verbose_progress = False
     options.resource_limits = ExecutionResources(
-        cpu=section.decoders, object_store_memory=section.ahead * _block_bytes(source, steps, rank, world_size)
+        cpu=section.decoders, object_store_memory=section.ahead * max(1, *sizes)
     )
     ref = ray.put(source)
 
     def decode(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         shared = ray.get(ref)
         for step in batch["step"]:
-            yield _row_of(int(step), decode_block(shared, int(step), rank, world_size))
+            yield _row_of(int(step), shared.block(int(step), rank, world_size))
 
     return cast(ray.data.Dataset, dataset.map_batches(decode, batch_size=None, num_cpus=1))
-
-
-def _block_bytes(source: ClipSource, steps: range, rank: int, world_size: int) -> int:
-    """Bytes of the largest of the first blocks (the short cycle's slots are all among them)."""
-    sizes = [1]
-    for step in steps[:4]:
-        specs = source.clips(step, rank, world_size)
-        sizes.append(sum(spec.shape.voxels for spec in specs) * 3)
-    return max(sizes)
 
 
 def _row_of(step: int, block: Block | None) -> dict[str, np.ndarray]:

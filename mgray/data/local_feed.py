@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mgray.config import FeedSection
-from mgray.data.source import Block, Blocks, ClipSource, decode_block
+from mgray.data.source import Block, Blocks, ClipSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class LocalFeed:
         with ThreadPoolExecutor(self.section.decoders, thread_name_prefix="mgray-decode") as pool:
             try:
                 for step in steps:
-                    pending.append(pool.submit(decode_block, source, step, self.rank, self.world_size))
+                    pending.append(pool.submit(source.block, step, self.rank, self.world_size))
                     if len(pending) > self.section.ahead:
                         yield pending.popleft().result()
                 while pending:

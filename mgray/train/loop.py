@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mgray.check import differences
 from mgray.config import Run, TrainSection
 from mgray.data.shard import ShardSet
-from mgray.data.source import Block, TrainSource
+from mgray.data.source import Block, ClipSource, TrainSource
 from mgray.errors import CheckpointError, TrainingError
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
@@ -106,17 +106,19 @@ class Loop:
         self._event("resume" if self.step else "start", f"{self.session.world_size} workers on {self.session.device}")
         self.schedule = self.session.sync(self.schedule, self._boundary())
         end = self.schedule.end_step(self.plan)
-        source = TrainSource(
-            self.shards, self.plan, self.run.train.seed, self.run.data.fps, self.run.data.flip, self.schedule.version
-        )
         if self.step < end:
-            with self.session.feed.blocks(source, segments_of(self.plan, self.step, end)) as blocks:
+            with self.session.feed.blocks(self.source(), segments_of(self.plan, self.step, end)) as blocks:
                 self._steps(blocks)
         if self._saved != self.step or self.step == 0:
             self._save()
         self._event("finish", "" if self.step == self.plan.num_steps else "stopped early by an amendment")
         if self._records is not None:
             self._records.close()
+
+    def source(self) -> ClipSource:
+        """Where the clips of the steps come from."""
+        data = self.run.data
+        return TrainSource(self.shards, self.plan, self.run.train.seed, data.fps, data.flip, self.schedule.version)
 
     def _steps(self, blocks: Iterator[Block | None]) -> None:
         phase = self._enter(self.plan.step_at(self.step))
