@@ -118,7 +118,12 @@ class ReportArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchArguments:
-    pass
+    workload: str = "demo"
+    """The workload whose model and shapes are measured."""
+    workers: int = 1
+    """Ray workers that train."""
+    rounds: int = 5
+    """Times that both loops are measured, in turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +271,15 @@ def _bench(arguments: Sequence[str]) -> None:
     what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] == "loop" else ("", arguments)
     if not what and not set(rest) & {"-h", "--help"}:
         raise ConfigError("BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop")
-    _parse(BenchArguments, rest, "bench")
+    command = _parse(BenchArguments, rest, "bench")
+    _workload(command.workload)
+    for name, value in (("workers", command.workers), ("rounds", command.rounds)):
+        if value < 1:
+            raise ConfigError(name, value, "must be at least 1", "give a positive whole number")
     from mgray.bench.loop import bench_loop
 
-    print(json_module.dumps(bench_loop(), indent=2))
+    result = bench_loop(workers=command.workers, rounds=command.rounds, workload=command.workload)
+    print(json_module.dumps(result, indent=2))
 
 
 def _demo(arguments: Sequence[str]) -> None:
@@ -311,7 +321,7 @@ EXAMPLES = {
     ),
     "eval": ("mgray eval runs/folder",),
     "report": ("mgray report runs/folder_baseline runs/folder --out report/",),
-    "bench": ("mgray bench loop",),
+    "bench": ("mgray bench loop", "mgray bench loop --workers 2 --rounds 9"),
     "demo": ("mgray demo", "mgray demo --data videos/ --out demo/"),
 }
 

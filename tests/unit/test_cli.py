@@ -52,6 +52,23 @@ def test_each_command_has_help_with_examples(command: str, capsys: pytest.Captur
     assert "\x1b[" not in text
 
 
+def test_the_surface_changes_on_purpose_only() -> None:
+    assert list(cli.COMMANDS) == ["plan", "ingest", "train", "eval", "report", "bench", "demo"]
+    own = {kind: [option for option in cli._options(kind, "--") if "." not in option] for kind in (
+        cli.PlanArguments, cli.IngestArguments, cli.TrainArguments, cli.EvalArguments, cli.ReportArguments,
+        cli.BenchArguments, cli.DemoArguments,
+    )}  # fmt: skip
+    assert list(own.values()) == [
+        ["--overrides", "--pyslowfast", "--json", "--plot", "--step-times"],
+        ["--source", "--out", "--short-side", "--val-fraction"],
+        ["--name", "--storage", "--verbose"],
+        ["--run", "--data"],
+        ["--runs", "--out"],
+        ["--workload", "--workers", "--rounds"],
+        ["--data", "--out"],
+    ]
+
+
 def test_help_lists_workloads(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("plan", "train"):
         assert cli.main([command, "--help"]) == 0
@@ -187,6 +204,30 @@ def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [(("videos", "shards"), {"short_side": 128, "val_fraction": 0.2})]
 
 
+def test_report_passes_its_folders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[Any, ...]] = []
+    fake = types.ModuleType("mgray.report")
+    monkeypatch.setattr(fake, "read_run", str, raising=False)
+    monkeypatch.setattr(fake, "print_comparison", lambda runs: calls.append(("print", runs)), raising=False)
+    monkeypatch.setattr(fake, "write_report", lambda runs, out: calls.append((runs, out)), raising=False)
+    monkeypatch.setitem(sys.modules, "mgray.report", fake)
+    assert cli.main(["report", "runs/a", "runs/b", "--out", "page"]) == 0
+    assert calls == [("print", ["runs/a", "runs/b"]), ((Path("runs/a"), Path("runs/b")), Path("page"))]
+
+
+def test_bench_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_module(monkeypatch, "mgray.bench.loop", "bench_loop")
+    assert cli.main(["bench", "loop", "--workers", "2", "--workload", "smoke"]) == 0
+    assert calls == [((), {"workers": 2, "rounds": 5, "workload": "smoke"})]
+
+
+@pytest.mark.parametrize(("arguments", "data"), [([], None), (["--data", "videos"], "videos")])
+def test_demo_passes_its_arguments(monkeypatch: pytest.MonkeyPatch, arguments: list[str], data: str | None) -> None:
+    calls = fake_module(monkeypatch, "mgray.demo", "demo")
+    assert cli.main(["demo", *arguments, "--out", "here"]) == 0
+    assert calls == [((), {"data": data, "out": Path("here")})]
+
+
 def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
@@ -227,6 +268,11 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["train", "smoke", "--scale.worker", "1"], "did you mean --scale.workers?"),
         (["train", "smoke", "--train.precision", "int8"], "train.precision = 'int8'"),
         (["train", "smoke", "extra"], "'extra'"),
+        (["demo", "--data", "missing"], "data.path"),
+        (["bench"], "mgray bench loop"),
+        (["bench", "feed"], "'feed'"),
+        (["bench", "loop", "--rounds", "0"], "rounds = 0"),
+        (["bench", "loop", "--workload", "x"], "NAME = 'x'"),
         (["ingest"], "SOURCE = ''"),
         (["ingest", "videos"], "OUT = ''"),
         (["eval"], "RUN = ''"),
