@@ -162,6 +162,10 @@ def _plan(arguments: Sequence[str]) -> None:
         print(json_module.dumps(plan.to_json(), indent=2))
     else:
         _print_table(plan, table)
+        if command.data.num_samples is None and not command.data.path:
+            print(
+                f"{KINETICS_CLIPS:,} clips are Kinetics-400's; for yours give --data.num-samples N or --data.path DIR"
+            )
 
 
 def _pyslowfast(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -1,4 +1,4 @@
-"""Long and short cycles: which shapes a schedule visits and for how many epochs (paper, section 3.2-3.4)."""
+"""Long and short cycles: which shapes a schedule visits and for how many epochs (paper, section 3)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class PlanSpec:
     """The schedule of a run: baseline shape, cycles, epochs and learning rate.
 
     Both cycles off gives the constant (baseline) schedule. Epochs, decays and batch are those of the *baseline*
-    recipe; the cycles derive theirs from it (paper, sections 3.2-3.4).
+    recipe; the cycles derive theirs from it (paper, section 3).
 
     Raises:
         ConfigError: a field is out of bounds or contradicts another.
