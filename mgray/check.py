@@ -24,6 +24,17 @@ def check_run(run: Run) -> None:
     Raises:
         MgrayError: it names field, value and remedy.
     """
+    check_input(run)
+    check_name(run)
+
+
+def check_input(run: Run) -> None:
+    """Refuse a model, a storage or data that cannot be used.
+
+    Raises:
+        ConfigError: of model or storage.
+        DataError: the data is not there, or no set of labelled videos.
+    """
     check_model(run.model)
     if "://" in run.storage:
         raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
@@ -33,6 +44,14 @@ def check_run(run: Run) -> None:
         )
     if not is_shards(run.data.path):
         read_annotations(run.data.path, val_fraction=run.data.val_fraction)
+
+
+def check_name(run: Run) -> None:
+    """Refuse a name under which a run with other settings lies.
+
+    Raises:
+        CheckpointError: it names the settings that differ.
+    """
     stored = run_folder(run) / "run.json"
     if stored.is_file():
         try:

@@ -130,7 +130,7 @@ class BenchArguments:
 class DemoArguments:
     data: str = ""
     """Your own videos instead of the clips that come with mgray: a folder or a list, as for `mgray ingest`."""
-    out: Path = Path("demo")
+    out: Path = Path("demo-out")
     """Folder for shards, runs and the report."""
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-import workloads
-from mgray.check import check_run
+from mgray.check import check_input
 from mgray.config import Run
 from mgray.data.shard import ShardSet
 from mgray.plan import PlanSpec
@@ -17,8 +16,6 @@ from mgray.report import print_comparison, read_run, write_report
 from mgray.trainer import open_data, ray_running, train
 from workloads import WORKLOADS
 
-CLIPS = Path(workloads.__file__).parent / "grid_adverbs"
-"""The clips that come with mgray (GRID corpus, see NOTICE there): 800 to train on, 200 to validate on, four words."""
 DEMO_CLIPS = 800
 MAX_STRIDE = 8
 
@@ -30,16 +27,14 @@ def demo(*, data: str | None, out: Path, console: Console | None = None) -> Path
         MgrayError: the data cannot be used.
     """
     console = console or Console()
-    source = str(Path(data).expanduser().absolute()) if data else str(CLIPS)
     out = out.expanduser().absolute()
-    stem = Path(source).name
     runs = []
     for workload, schedule in (("demo_baseline", "baseline"), ("demo", "multigrid")):
         run = WORKLOADS[workload]()
-        section = dataclasses.replace(run.data, path=source)
-        runs.append(dataclasses.replace(run, name=f"{stem}_{schedule}", storage=str(out / "runs"), data=section))
-    for run in runs:
-        check_run(run)
+        section = dataclasses.replace(run.data, path=str(Path(data or run.data.path).expanduser().absolute()))
+        name = f"{Path(section.path).stem}_{schedule}"
+        runs.append(dataclasses.replace(run, name=name, storage=str(out / "runs"), data=section))
+    check_input(runs[0])
     folders = []
     with ray_running(runs[0]):
         shards = open_data(runs[0], console)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from mgray.config import ModelSection, Run, ScaleSection, TrainSection
+from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.plan import PlanSpec
+from workloads.clips import GRID_ADVERBS
 
 
 def demo_baseline() -> Run:
@@ -28,6 +29,7 @@ def demo_baseline() -> Run:
             warmup_start_lr=0.005,
             bn_group=4,
         ),
+        data=DataSection(path=GRID_ADVERBS),
         model=ModelSection(name="slowfast", depth=10, width=16, alpha=4, beta_inv=2, fusion_kernel=5, dropout=0.2),
         train=TrainSection(weight_decay=1e-4, precise_bn=8),
         scale=ScaleSection(workers=2),

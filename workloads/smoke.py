@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mgray.config import ModelSection, Run, ScaleSection, TrainSection
+from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.plan import PlanSpec
+from workloads.clips import GRID_ADVERBS
 
 
 def smoke() -> Run:
@@ -25,6 +26,7 @@ def smoke() -> Run:
             lr_factors=(1.0, 0.1, 0.01),
             bn_group=4,
         ),
+        data=DataSection(path=GRID_ADVERBS),
         model=ModelSection(name="slowfast", depth=10, width=8, alpha=4, fusion_kernel=3, dropout=0.0),
         train=TrainSection(evals=2, eval_batch=8),
         scale=ScaleSection(save_every=10),
