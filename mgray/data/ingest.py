@@ -31,6 +31,7 @@ from mgray.data.annotations import Annotations, read_annotations
 from mgray.data.decode import CODEC, transcode
 from mgray.data.shard import (
     MANIFEST,
+    SPLITS,
     VERSION,
     Broken,
     FileSum,
@@ -374,7 +375,7 @@ def _finish(
 ) -> Manifest:
     """Write index and manifest, and remove what only an unfinished job needs."""
     rows = [row for outcome in outcomes for row in outcome.rows]
-    counts = {split: sum(row.split == split for row in rows) for split in ("train", "val")}
+    counts = {split: sum(row.split == split for row in rows) for split in SPLITS}
     for split, count in counts.items():
         if not count:
             raise DataError("data.path", source, f"has no {split} video that decodes", "add or repair videos")

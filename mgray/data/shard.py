@@ -80,10 +80,6 @@ class StoredVideo:
         """The bytes of a packet."""
         return self.data[self.offsets[index] : self.offsets[index + 1]]
 
-    @property
-    def num_bytes(self) -> int:
-        return len(self.data)
-
     def to_batch(self) -> pa.RecordBatch:
         """One row of the shard schema."""
         row: list[Any] = [
