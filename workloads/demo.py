@@ -10,23 +10,23 @@ from workloads.clips import GRID_ADVERBS
 
 
 def demo_baseline() -> Run:
-    """The demo's baseline: every step at 16 frames of 80x80 pixels."""
+    """The demo's baseline: every step at 16 frames of 64x64 pixels."""
     return Run(
         name="demo_baseline",
         plan=PlanSpec(
             frames=16,
-            crop=80,
+            crop=64,
             batch=8,
             stride=1,
-            jitter_min=80,
-            jitter_max=92,
+            jitter_min=64,
+            jitter_max=64,
             epochs=16,
             size_multiple=8,
-            lr=0.05,
-            lr_steps=(0, 9, 13),
-            lr_factors=(1.0, 0.1, 0.01),
-            warmup_epochs=1.0,
-            warmup_start_lr=0.005,
+            lr=0.01,
+            lr_steps=(0, 13),
+            lr_factors=(1.0, 0.1),
+            warmup_epochs=0.5,
+            warmup_start_lr=0.001,
             bn_group=4,
         ),
         data=DataSection(path=GRID_ADVERBS),
@@ -42,5 +42,5 @@ def demo() -> Run:
     return dataclasses.replace(
         run,
         name="demo",
-        plan=dataclasses.replace(run.plan, long_cycle="stage", short_cycle=True),
+        plan=dataclasses.replace(run.plan, long_cycle="stage", short_cycle=True, short_factors=(2.0**-0.5,)),
     )
