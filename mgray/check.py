@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgray.config import Run
+from mgray.config import INGEST_FIELDS, Run
 from mgray.data.annotations import read_annotations
 from mgray.data.shard import MANIFEST
 from mgray.errors import CheckpointError, ConfigError, MgrayError
@@ -79,6 +79,6 @@ def differences(tree: dict[str, Any], run: Run) -> str:
         f"{section}.{key} {theirs[section][key]} -> {value}"
         for section in ("plan", "data", "model", "train")
         for key, value in ours[section].items()
-        if value != theirs[section][key] and (section, key) != ("data", "path")
+        if value != theirs[section][key] and not (section == "data" and key in INGEST_FIELDS)
     ]
     return ", ".join(found)

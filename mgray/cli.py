@@ -91,6 +91,8 @@ class IngestArguments:
     """Short side in pixels to store videos at; smaller ones stay as they are."""
     val_fraction: float = 0.2
     """Share of the videos held out for validation where the source names no split."""
+    max_broken: float = 0.01
+    """Share of videos that may fail to decode: they are left out and listed, above it is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +232,13 @@ def _ingest(arguments: Sequence[str]) -> None:
     _demand("OUT", command.out, "mgray ingest SOURCE OUT")
     from mgray.trainer import ingest_with_progress
 
-    ingest_with_progress(command.source, command.out, short_side=command.short_side, val_fraction=command.val_fraction)
+    ingest_with_progress(
+        command.source,
+        command.out,
+        short_side=command.short_side,
+        val_fraction=command.val_fraction,
+        max_broken=command.max_broken,
+    )
 
 
 def _train(arguments: Sequence[str]) -> None:
@@ -326,7 +334,7 @@ EXAMPLES = {
     "eval": ("mgray eval runs/folder",),
     "report": ("mgray report runs/folder_baseline runs/folder --out report/",),
     "bench": ("mgray bench loop", "mgray bench loop --workers 2 --rounds 9"),
-    "demo": ("mgray demo", "mgray demo --data videos/ --out demo/"),
+    "demo": ("mgray demo", "mgray demo --data videos/ --out demo-videos/"),
 }
 
 

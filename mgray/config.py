@@ -18,6 +18,9 @@ from typing import Any, Literal
 from mgray.errors import ConfigError
 from mgray.plan import PlanSpec
 
+INGEST_FIELDS = ("path", "max_broken")
+"""Fields of the data section that have no bearing on the result: the content of the shards has."""
+
 
 def _require(ok: bool, name: str, value: object, problem: str, remedy: str) -> None:
     if not ok:
@@ -32,6 +35,8 @@ class DataSection:
     """Shards from `mgray ingest`, a folder of videos (`[split/]class/clip.mp4`), or a list (CSV `path,label[,split,group]`)."""
     val_fraction: float = 0.2
     """Share of the videos held out for validation where the data names no split (whole groups, a fixed draw)."""
+    max_broken: float = 0.01
+    """Share of videos that may fail to decode when they are ingested; they are left out and listed, above it is an error."""
     fps: float = 0.0
     """Frames per second that `plan.stride` counts in; 0 counts each video's own frames."""
     flip: bool = True
@@ -43,6 +48,7 @@ class DataSection:
 
     def __post_init__(self) -> None:
         _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "is outside (0, 1)", "use e.g. 0.2")
+        _require(0 <= self.max_broken < 1, "data.max_broken", self.max_broken, "is outside [0, 1)", "use e.g. 0.01")
         _require(
             math.isfinite(self.fps) and self.fps >= 0, "data.fps", self.fps, "must not be negative",
             "give frames per second, or 0 for each video's own",
@@ -217,7 +223,7 @@ class Run:
         """SHA-256 of what determines the result: plan, data (but for where it lies), model and train."""
         tree = self.to_json()
         kept = {key: tree[key] for key in ("plan", "data", "model", "train")}
-        kept["data"] = {key: value for key, value in kept["data"].items() if key != "path"}
+        kept["data"] = {key: value for key, value in kept["data"].items() if key not in INGEST_FIELDS}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -44,9 +44,7 @@ def demo(*, data: str | None, out: Path, console: Console | None = None) -> Path
             soft_wrap=True,
         )
         for run in runs:
-            result = train(fitted(run, shards) if data else run, console=console)
-            console.print(f"{run.name}: top-1 {100 * result.top1:.1f} % after {result.train_s:.0f} s of training")
-            folders.append(result.folder)
+            folders.append(train(fitted(run, shards) if data else run, console=console).folder)
     page = write_report(folders, out, command="make demo" if data is None else f"mgray demo --data {data}")
     print_comparison([read_run(folder) for folder in folders], console)
     console.print(f"\n{page}", soft_wrap=True)

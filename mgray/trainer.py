@@ -24,7 +24,7 @@ from mgray.config import Run
 from mgray.data.annotations import read_annotations
 from mgray.data.feed import GridDataConfig, quiet_ray_data
 from mgray.data.ingest import IngestProgress, ingest
-from mgray.data.shard import Manifest, ShardSet
+from mgray.data.shard import MANIFEST, Manifest, ShardSet
 from mgray.display import TrainDisplay
 from mgray.driver import start_driver
 from mgray.errors import ConfigError, DataError, MgrayError, TrainingError
@@ -61,7 +61,10 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
     check_run(run)
     folder = run_folder(run)
     if _finished(folder):
-        console.print(f"mgray: {run.name} is trained to its end already ({folder}); give another --name to train again")
+        console.print(
+            f"{run.name} is trained to its end already ({folder}); give another --name to train it again",
+            soft_wrap=True,
+        )
         return _result(folder)
     with ray_running(run, verbose=verbose):
         shards = open_data(run, console)
@@ -74,7 +77,12 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
                 _fit(run, folder, shards, driver)
         finally:
             ray.kill(driver)
-    return _result(folder)
+    result = _result(folder)
+    console.print(
+        f"{run.name}: top-1 {100 * result.top1:.1f} % after {result.steps} steps, {result.train_s:.0f} s of training ({folder})",
+        soft_wrap=True,
+    )
+    return result
 
 
 @contextlib.contextmanager
@@ -109,7 +117,12 @@ def open_data(run: Run, console: Console) -> ShardSet:
         name = f"{Path(source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         path = str(run_folder(run).parent / "shards" / name)
         ingest_with_progress(
-            source, path, short_side=run.plan.jitter_max, val_fraction=run.data.val_fraction, console=console
+            source,
+            path,
+            short_side=run.plan.jitter_max,
+            val_fraction=run.data.val_fraction,
+            max_broken=run.data.max_broken,
+            console=console,
         )
     elif "://" not in path:
         path = str(Path(path).expanduser().absolute())
@@ -117,7 +130,13 @@ def open_data(run: Run, console: Console) -> ShardSet:
 
 
 def ingest_with_progress(
-    source: str, out: str, *, short_side: int = 256, val_fraction: float = 0.2, console: Console | None = None
+    source: str,
+    out: str,
+    *,
+    short_side: int = 256,
+    val_fraction: float = 0.2,
+    max_broken: float = 0.01,
+    console: Console | None = None,
 ) -> Manifest:
     """Ingest with a progress bar; starts a local Ray where none runs.
 
@@ -132,7 +151,16 @@ def ingest_with_progress(
         def show(progress: IngestProgress) -> None:
             bar.update(task, completed=progress.done, total=progress.total)
 
-        manifest = ingest(source, out, short_side=short_side, val_fraction=val_fraction, on_progress=show)
+        manifest = ingest(
+            source, out, short_side=short_side, val_fraction=val_fraction, max_broken=max_broken, on_progress=show
+        )
+    if manifest.broken:
+        first = manifest.broken[0]
+        console.print(
+            f"mgray: warning: {len(manifest.broken)} videos do not decode and were left out, "
+            f"e.g. {first.path} ({first.reason}); all are listed in {out}/{MANIFEST}",
+            soft_wrap=True,
+        )
     return manifest
 
 

@@ -60,7 +60,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
     )}  # fmt: skip
     assert list(own.values()) == [
         ["--overrides", "--pyslowfast", "--json", "--plot", "--step-times"],
-        ["--source", "--out", "--short-side", "--val-fraction"],
+        ["--source", "--out", "--short-side", "--val-fraction", "--max-broken"],
         ["--name", "--storage", "--verbose"],
         ["--run", "--data"],
         ["--runs", "--out"],
@@ -261,7 +261,7 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["plan", "smoke", "--step-times", "missing.json"], "missing.json"),
         (["train"], "NAME = ''"),
         (["train", "smok"], "did you mean smoke?"),
-        (["train", "smoke"], "data.path = ''"),
+        (["train", "folder"], "data.path = ''"),
         (["train", "smoke", "--data.path", "missing"], "data.path = 'missing'"),
         (["train", "smoke", "--model.name", "resnet", "--data.path", "x"], "model.name = 'resnet'"),
         (["train", "smoke", "--scale.workers", "0"], "scale.workers = 0"),
