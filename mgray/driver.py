@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from mgray.errors import ConfigError
+from mgray.errors import ConfigError, TrainingError
 from mgray.plan.state import Amendment, ScheduleState
 
 NAMESPACE = "mgray"
@@ -23,7 +23,7 @@ class ScheduleDriver:
 
     def __init__(self, state: ScheduleState) -> None:
         self._state = state
-        self._boundary = 0
+        self._boundary: int | None = None
         self._progress: dict[str, Any] = {}
         self._begun: tuple[int, int] = (-1, 0)
         self._failure: Exception | None = None
@@ -39,8 +39,14 @@ class ScheduleDriver:
         """Append an amendment; workers take it up at their next phase boundary.
 
         Raises:
-            ConfigError: it names a step before that boundary.
+            ConfigError: it names a step before that boundary, or no worker has said yet (since this actor was started
+                or restarted) where the boundary is and which amendments there are.
         """
+        if self._boundary is None:
+            raise ConfigError(
+                "from_step", amendment.from_step, "comes before the workers have said how far they are",
+                "try again when the run has begun its next phase",
+            )  # fmt: skip
         self._state = self._state.amended(amendment, self._boundary)
         return self._state
 
@@ -48,9 +54,20 @@ class ScheduleDriver:
         """A worker group starts from `step`; False where going on is pointless and it should return at once."""
         last, times = self._begun
         self._begun = (step, times + 1 if step == last else 1)
+        if step != last and not self._given_up:
+            self._failure = None
         if self._begun[1] > FUTILE_ATTEMPTS:
             self._given_up = True
+            # a worker that was killed could not say why it failed
+            self._failure = self._failure or TrainingError(
+                "step", step, f"was begun {FUTILE_ATTEMPTS} times, and each time the workers died before a checkpoint",
+                "give them more memory, or lower scale.save_every; Ray's session folder has their logs",
+            )  # fmt: skip
         return not self._given_up
+
+    async def is_given_up(self) -> bool:
+        """Whether another attempt is pointless."""
+        return self._given_up
 
     async def show(self, progress: dict[str, Any]) -> None:
         """Rank 0 says how far it is."""

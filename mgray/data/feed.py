@@ -19,7 +19,8 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
-from ray.data import ExecutionResources
+from ray.data import ExecutionResources, TaskPoolStrategy
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mgray.config import FeedSection
@@ -167,15 +168,10 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
     context.target_max_block_size = context.target_min_block_size = 1
     # the short cycle's slots are all among the first steps
     sizes = [source.num_bytes(step, rank, world_size) for step in steps[:4]]
-    if shard.node_id:
-        near = NodeAffinitySchedulingStrategy(shard.node_id, soft=True)
-        context.scheduling_strategy = context.scheduling_strategy_large_args = near
     options = context.execution_options
     options.preserve_order = True
     options.verbose_progress = False
-    options.resource_limits = ExecutionResources(
-        cpu=section.decoders, object_store_memory=section.ahead * max(1, *sizes)
-    )
+    options.resource_limits = ExecutionResources(object_store_memory=section.ahead * max(1, *sizes))
     ref = ray.put(source)
 
     def decode(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -183,7 +179,17 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
         for step in batch["step"]:
             yield _row_of(int(step), shared.block(int(step), rank, world_size))
 
-    return cast(ray.data.Dataset, dataset.map_batches(decode, batch_size=None, num_cpus=1))
+    near = NodeAffinitySchedulingStrategy(shard.node_id, soft=True) if shard.node_id else "DEFAULT"
+    # A task that waits for its consumer keeps its CPUs. If it reserved any, the pipeline that is ahead, or training's
+    # own during a validation, could keep those that the pipeline in turn needs: both would wait for ever.
+    decoded = dataset.map_batches(
+        decode,
+        batch_size=None,
+        compute=TaskPoolStrategy(size=section.decoders),
+        num_cpus=0,
+        scheduling_strategy=near,
+    )
+    return cast(ray.data.Dataset, decoded)
 
 
 def _row_of(step: int, block: Block | None) -> dict[str, np.ndarray]:
@@ -219,10 +225,13 @@ def _block_of(table: pa.Table) -> Block | None:
 
 
 def _own_error(error: BaseException) -> BaseException:
-    """The error of ours that Ray has wrapped, or the error itself."""
+    """The error of ours that Ray has wrapped, or the error itself.
+
+    Ray's wrapper is of our class too, but reads as a page of tracebacks and does not pickle.
+    """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, MgrayError):
+        if isinstance(seen, MgrayError) and not isinstance(seen, RayTaskError):
             return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
     return error

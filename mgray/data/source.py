@@ -14,6 +14,7 @@ import numpy as np
 from mgray.data.clip import ClipSpec, center_clip, train_clip
 from mgray.data.decode import decode_clip
 from mgray.data.shard import ShardSet
+from mgray.errors import VideoError
 from mgray.plan import ClipShape, Plan, Share, Step, sample_at, share_of
 
 
@@ -98,32 +99,42 @@ class ValSource:
         return _decoded(self.shards, "val", index, self.version, self.clips(index, rank, world_size))
 
     def num_bytes(self, index: int, rank: int, world_size: int) -> int:
-        return 3 * self.batch * self.shape.voxels
+        return 3 * len(self._samples(index, rank, world_size)) * self.shape.voxels
 
     def num_batches(self, world_size: int) -> int:
         return -(-self.shards.num_samples("val") // (self.batch * world_size))
 
     def clips(self, index: int, rank: int, world_size: int) -> tuple[ClipSpec, ...]:
         """What `rank` decodes for batch `index`, in the batch's order."""
-        total = self.shards.num_samples("val")
-        first = (index * world_size + rank) * self.batch
         return tuple(
             center_clip(
                 sample, self.shards.info("val", sample), self.shape,
                 stride=self.stride, short_side=self.short_side, fps=self.fps,
             )
-            for sample in range(min(first, total), min(first + self.batch, total))
+            for sample in self._samples(index, rank, world_size)
         )  # fmt: skip
+
+    def _samples(self, index: int, rank: int, world_size: int) -> range:
+        total = self.shards.num_samples("val")
+        first = (index * world_size + rank) * self.batch
+        return range(min(first, total), min(first + self.batch, total))
 
 
 def _decoded(shards: ShardSet, split: str, index: int, version: int, specs: Sequence[ClipSpec]) -> Block | None:
-    """Decode clips of one shape into one array; None where there are none."""
+    """Decode clips of one shape into one array; None where there are none.
+
+    Raises:
+        VideoError: it names the video that cannot be decoded.
+    """
     if not specs:
         return None
     shape = specs[0].shape
     clips_NTHWC = np.empty((len(specs), shape.frames, shape.height, shape.width, 3), np.uint8)
     for clip, spec in zip(clips_NTHWC, specs, strict=True):
-        decode_clip(shards.video(split, spec.sample), spec, clip)
+        try:
+            decode_clip(shards.video(split, spec.sample), spec, clip)
+        except VideoError as error:
+            raise VideoError("data.path", shards.path(split, spec.sample), error.problem, error.remedy) from None
     return Block(
         index=index,
         version=version,

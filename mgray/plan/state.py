@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mgray.errors import CheckpointError, ConfigError
 from mgray.plan.plan import Plan
+
+AmendmentKind = Literal["stop"]
 
 
 @dataclass(frozen=True, slots=True)
 class Amendment:
     """A change of the schedule that holds from a named step on, on all workers at once."""
 
-    kind: Literal["stop"]
+    kind: AmendmentKind
     """stop: `from_step` is not trained any more, the run ends before it."""
     from_step: int
 
@@ -50,14 +52,20 @@ class ScheduleState:
         """The longer of two logs of the same plan.
 
         Raises:
-            CheckpointError: the logs belong to different plans.
+            CheckpointError: the logs belong to different plans, or neither continues the other.
         """
         if other.plan_digest != self.plan_digest:
             raise CheckpointError(
                 "plan", other.plan_digest[:12], f"is not the plan of this run ({self.plan_digest[:12]})",
                 "give the run another --name, or the settings that it was started with",
             )  # fmt: skip
-        return other if other.version > self.version else self
+        older, newer = sorted((self, other), key=lambda state: state.version)
+        if newer.amendments[: older.version] != older.amendments:
+            raise CheckpointError(
+                "schedule", newer.to_json()["amendments"], f"does not continue {older.to_json()['amendments']}",
+                "give the run another --name",
+            )  # fmt: skip
+        return newer
 
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values; `ScheduleState.from_json` reads it."""
@@ -65,6 +73,14 @@ class ScheduleState:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> ScheduleState:
+        """The state of a tree that `to_json` wrote.
+
+        Raises:
+            CheckpointError: an amendment of a kind that this code does not know.
+        """
+        for kind, _ in tree["amendments"]:
+            if kind not in get_args(AmendmentKind):
+                raise CheckpointError("amendment", kind, "is not known", "go on with the mgray that wrote it")
         return cls(tree["plan"], tuple(Amendment(kind, step) for kind, step in tree["amendments"]))
 
 

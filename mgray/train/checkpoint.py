@@ -82,7 +82,7 @@ def read_meta(folder: Path) -> CheckpointMeta:
         )
         whole = (folder / TENSORS).is_file() and _digest(folder / TENSORS) == content["sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError("checkpoint", str(path), f"is damaged ({error})", "use an earlier checkpoint") from None
+        raise _damaged(path, error) from None
     if not whole:
         raise CheckpointError("checkpoint", str(folder), "is damaged or cut off", "use an earlier checkpoint")
     return meta
@@ -110,16 +110,27 @@ def newest_checkpoint(path: Path) -> Path:
     """The checkpoint folder that `path` is, or the newest one in the run's folder that `path` is.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or one whose description cannot be read.
     """
     if (path / META).is_file():
         return path
-    found = [(json.loads(meta.read_text())["step"], str(meta.parent)) for meta in path.glob(f"*/{META}")]
+    found = [(_step(meta), str(meta.parent)) for meta in path.glob(f"*/{META}") if ".part" not in meta.parent.name]
     if not found:
         raise CheckpointError(
             "checkpoint", str(path), "holds no checkpoint", "name a run's folder, or one of its checkpoints"
         )
     return Path(max(found)[1])
+
+
+def _step(meta: Path) -> int:
+    try:
+        return int(json.loads(meta.read_text())["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(meta, error) from None
+
+
+def _damaged(meta: Path, error: Exception) -> CheckpointError:
+    return CheckpointError("checkpoint", str(meta), f"is damaged ({error})", "use an earlier checkpoint")
 
 
 def _digest(path: Path) -> str:

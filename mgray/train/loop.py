@@ -31,6 +31,8 @@ from mgray.train.metrics import MetricsWriter
 from mgray.train.session import Session
 from mgray.train.step import Worker
 
+_KEY_OF_SEED = 0x9E3779B97F4A7C15
+"""Odd, so that no two seeds of 64 bits have the same key."""
 FLUSH_STEPS = 8
 """Steps whose losses are summed over the ranks in one collective."""
 
@@ -109,6 +111,8 @@ class Loop:
         if self.step < end:
             with self.session.feed.blocks(self.source(), segments_of(self.plan, self.step, end)) as blocks:
                 self._steps(blocks)
+            if self.step not in self._evals:  # stopped early
+                self._validate()
         if self._saved != self.step or self.step == 0:
             self._save()
         self._event("finish", "" if self.step == self.plan.num_steps else "stopped early by an amendment")
@@ -130,7 +134,8 @@ class Loop:
             if step.phase != phase:
                 self._flush()
                 self.schedule = self.session.sync(self.schedule, self._boundary())
-                phase = self._enter(step)
+                if self.step < self.schedule.end_step(self.plan):
+                    phase = self._enter(step)
                 continue
             block = next(blocks)
             waited = time.perf_counter() - started
@@ -302,4 +307,5 @@ def _clip_keys(block: Block | None, seed: int) -> Tensor:
     """A key for each clip, from the seed and its position in the sample stream."""
     if block is None:
         return torch.zeros(0, dtype=torch.int64)
-    return torch.from_numpy(block.positions_N.copy()) + (seed << 40)
+    seed_bits = np.uint64((seed * _KEY_OF_SEED) % (1 << 64))
+    return torch.from_numpy((block.positions_N.astype(np.uint64) ^ seed_bits).view(np.int64))

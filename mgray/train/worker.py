@@ -35,6 +35,8 @@ def work(config: WorkConfig) -> None:
     run, driver, folder = Run.from_json(config["run"]), config["driver"], Path(config["folder"])
     torch.set_num_threads(run.scale.threads or max(1, int(run.scale.cpus)))
     session = RaySession(driver)
+    if ray.get(driver.is_given_up.remote()):
+        return
     try:
         attempt = next_attempt(folder) if session.rank == 0 else 0
         loop = Loop(run, session, ShardSet.open(config["shards"]), folder, attempt)
