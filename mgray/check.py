@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from mgray.config import INGEST_FIELDS, Run
 from mgray.data.annotations import read_annotations
-from mgray.data.shard import MANIFEST
+from mgray.data.shard import MANIFEST, ShardSet
 from mgray.errors import CheckpointError, ConfigError, MgrayError
 from mgray.model import check_model
+from mgray.plan import Plan
 
 
 def run_folder(run: Run) -> Path:
@@ -32,18 +34,32 @@ def check_input(run: Run) -> None:
     """Refuse a model, a storage or data that cannot be used.
 
     Raises:
-        ConfigError: of model or storage.
-        DataError: the data is not there, or no set of labelled videos.
+        ConfigError: of model, schedule or storage.
+        DataError: the data is not there, or neither whole shards nor a set of labelled videos.
     """
     check_model(run.model)
     if "://" in run.storage:
         raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
+    _check_storage(run)
+    Plan.compile(run.plan, 1)
     if not run.data.path:
         raise ConfigError(
             "data.path", run.data.path, "is empty", "give --data.path: a folder of videos, a list, or shards"
         )
     if not is_shards(run.data.path):
         read_annotations(run.data.path, val_fraction=run.data.val_fraction)
+    elif "://" not in run.data.path:
+        ShardSet.open(run.data.path)
+
+
+def _check_storage(run: Run) -> None:
+    folder = run_folder(run)
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            "storage", run.storage, f"cannot be used, since {nearest} is no folder that can be written to",
+            "give another --storage, or another --name",
+        )  # fmt: skip
 
 
 def check_name(run: Run) -> None:

@@ -100,7 +100,17 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
     else:
         wanted = run.scale.workers * (run.scale.cpus + run.feed.decoders)
         options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(wanted)), "include_dashboard": False}
-    ray.init(**options)
+        # Ray ends idle processes above this number after a second; a decode process takes seconds to start
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(8 + 4 * math.ceil(wanted)))
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if "address" not in options:
+            raise
+        raise ConfigError(
+            "scale.address", run.scale.address or os.environ["RAY_ADDRESS"], f"cannot be joined ({' '.join(str(error).split())})",
+            "start Ray there (ray start --head), or leave it out for a local Ray",
+        ) from None  # fmt: skip
     quiet_ray_data()
     try:
         yield
@@ -262,6 +272,10 @@ def _finished(folder: Path) -> bool:
 
 def _result(folder: Path) -> TrainResult:
     records = read_run(folder)
+    if not records.is_finished:
+        raise TrainingError(
+            "run", records.name, "ended before its schedule", "start it again: it goes on from its last checkpoint"
+        )
     last = records.evals[-1]
     return TrainResult(folder=folder, steps=last.step, train_s=last.train_s, top1=last.top1)
 
@@ -293,6 +307,8 @@ def evaluate_run(path: str, *, data: str | None = None) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     session = LocalSession(folder.parent, run.feed, device=device)
     model = build_model(run.model, len(meta.classes))
+    if run.train.precision == "float64":
+        model = model.double()
     read_tensors(folder, model)
     worker = Worker(session.prepare(model), session, run.data, run.train)
     scores = evaluate(worker, session, validation_source(run, shards))
