@@ -10,10 +10,11 @@ from mgray.plan.spec import PlanSpec
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One place in the short cycle: crop and least jitter side (pixels), and clips over the base batch."""
+    """One place in the short cycle: crop, least and largest jitter side (pixels), and clips over the base batch."""
 
     crop: int
     jitter_min: int
+    jitter_max: int
     multiplier: int
 
 
@@ -28,6 +29,7 @@ class CycleShape:
     mean_multiplier: float
     """Mean clips over B along the short cycle: epochs are shared out in proportion to it."""
     slots: tuple[Slot, ...]
+    stride_min: int
     stride_max: int
 
 
@@ -72,13 +74,24 @@ def cycle_shape(spec: PlanSpec, frames_factor: float, crop_factor: float) -> Cyc
     slots.append((crop, multiplier))
     if not spec.short_cycle:  # the same rotation, standing still
         slots = [(crop, multiplier)] * (len(spec.short_factors) + 1)
+    stride_max = spec.stride * (spec.frames // frames) if spec.long_cycle != "off" else spec.stride
+    kept = spec.spans == "kept"
     return CycleShape(
         frames=frames,
         crop=crop,
         multiplier=multiplier,
         mean_multiplier=sum(planned) / len(planned),
-        slots=tuple(Slot(crop=c, jitter_min=round(spec.jitter_min * c / spec.crop), multiplier=m) for c, m in slots),
-        stride_max=spec.stride * (spec.frames // frames) if spec.long_cycle != "off" else spec.stride,
+        slots=tuple(
+            Slot(
+                crop=c,
+                jitter_min=round(spec.jitter_min * c / spec.crop),
+                jitter_max=round(spec.jitter_max * c / spec.crop) if kept else spec.jitter_max,
+                multiplier=m,
+            )
+            for c, m in slots
+        ),
+        stride_min=stride_max if kept else spec.stride,
+        stride_max=stride_max,
     )
 
 

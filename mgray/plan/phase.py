@@ -53,7 +53,7 @@ class Phase:
     slot_steps: tuple[int, ...]
     """Steps in each slot."""
     jitter_min: tuple[int, ...]
-    jitter_max: int
+    jitter_max: tuple[int, ...]
     stride_min: int
     stride_max: int
     bn_groups: int
@@ -93,7 +93,7 @@ class Phase:
             "clips": [batch.clips for batch in self.batches],
             "crops": [batch.height for batch in self.batches],
             "jitter_min": list(self.jitter_min),
-            "jitter_max": self.jitter_max,
+            "jitter_max": max(self.jitter_max),
             "stride_min": self.stride_min,
             "stride_max": self.stride_max,
             "bn_groups": self.bn_groups,

@@ -40,6 +40,9 @@ class PlanSpec:
     """Least short side in pixels a video is resized to before the crop, at the base crop."""
     jitter_max: int = 320
     """Largest short side in pixels a video is resized to before the crop, at every crop."""
+    spans: Literal["varied", "kept"] = "varied"
+    """What a coarse grid covers of a video. varied: strides are drawn between the base shape's and the widest, and the short side
+    reaches down with the crop (paper). kept: as much time and space as at the base shape, just sampled more coarsely."""
 
     epochs: int = 239
     """Epochs of the baseline recipe; the schedule's own number is this times `epoch_factor`."""

@@ -78,7 +78,8 @@ def test_shapes_never_exceed_the_base(spec: PlanSpec) -> None:
         assert phase.frames <= spec.frames
         crops = [batch.height for batch in phase.batches]
         assert max(crops) == crops[-1] <= spec.crop
-        assert all(crop <= low <= phase.jitter_max for crop, low in zip(crops, phase.jitter_min, strict=True))
+        sides = zip(crops, phase.jitter_min, phase.jitter_max, strict=True)
+        assert all(crop <= low <= high for crop, low, high in sides)
         assert phase.stride_max * (phase.frames - 1) <= spec.stride * spec.frames
         assert phase.bn_groups == max(1, phase.base_clips // spec.bn_group)
         assert phase.bn_groups <= min(batch.clips for batch in phase.batches)
@@ -191,3 +192,16 @@ def test_json_has_the_fields_and_totals_that_are_promised() -> None:
 def test_a_plan_without_steps_is_refused(spec: PlanSpec, num_samples: int, field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         Plan.compile(spec, num_samples)
+
+
+def test_kept_spans_cover_what_the_base_shape_covers() -> None:
+    kept = Plan.compile(PlanSpec(long_cycle="stage", short_cycle=True, spans="kept"), 5000)
+    for phase in kept.phases:
+        frames = phase.batches[-1].frames
+        assert phase.stride_min == phase.stride_max == 2 * 32 // frames
+        for batch, low, high in zip(phase.batches, phase.jitter_min, phase.jitter_max, strict=True):
+            # the share of the short side that a crop shows
+            assert batch.height / low == pytest.approx(224 / 256, rel=0.01)
+            assert batch.height / high == pytest.approx(224 / 320, rel=0.01)
+    varied = Plan.compile(PlanSpec(long_cycle="stage", short_cycle=True), 5000)
+    assert [p.batches for p in varied.phases] == [p.batches for p in kept.phases]
