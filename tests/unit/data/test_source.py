@@ -1,0 +1,125 @@
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mgray.data.shard import ShardSet
+from mgray.data.source import Block, TrainSource, ValSource
+from mgray.errors import VideoError
+from mgray.plan import ClipShape, Plan, PlanSpec, sample_at
+from tests.support.shards import write_shards
+
+SPEC = PlanSpec(
+    frames=4, crop=16, batch=3, stride=2, jitter_min=18, jitter_max=24, epochs=40, lr_steps=(0, 30), lr_factors=(1.0, 0.1),
+    long_cycle="run", short_cycle=True, bn_group=4,
+)  # fmt: skip
+SEED = 7
+WORLDS = range(1, 10)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def source(shards) -> TrainSource:
+    return TrainSource(shards, Plan.compile(SPEC, 10), SEED, fps=0.0, flip=True, version=3)
+
+
+def val_source(shards: ShardSet, batch: int) -> ValSource:
+    return ValSource(shards, ClipShape(3, 16, 16), stride=2, short_side=20, fps=0.0, batch=batch)
+
+
+def same(one: Block, other: Block) -> bool:
+    return (one.index, one.version) == (other.index, other.version) and all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("clips_NTHWC", "labels_N", "samples_N", "positions_N")
+    )
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_the_ranks_clips_are_the_batch_in_order(source, world_size):
+    plan = source.plan
+    shapes = set()
+    for index in range(plan.num_steps):
+        step = plan.step_at(index)
+        clips = [clip for rank in range(world_size) for clip in source.clips(index, rank, world_size)]
+        assert [clip.position for clip in clips] == list(step.positions)
+        assert [clip.sample for clip in clips] == [sample_at(position, 10, SEED) for position in step.positions]
+        assert {clip.shape for clip in clips} == {step.shape.clip}
+        shapes.add(step.shape)
+    assert len(shapes) >= 6 and min(shape.clips for shape in shapes) == 3
+
+
+def test_a_block_is_what_its_clips_say(source):
+    for index in (0, source.plan.num_steps - 1):
+        step = source.plan.step_at(index)
+        block = source.block(index, 0, 1)
+        shape = step.shape
+        assert (block.index, block.version) == (index, 3)
+        assert block.clips_NTHWC.shape == (shape.clips, shape.frames, shape.height, shape.width, 3)
+        assert block.clips_NTHWC.dtype == np.uint8
+        assert block.positions_N.tolist() == list(step.positions)
+        assert block.samples_N.tolist() == [sample_at(position, 10, SEED) for position in step.positions]
+        assert block.labels_N.tolist() == [sample % 2 for sample in block.samples_N]
+        assert block.labels_N.dtype == block.samples_N.dtype == block.positions_N.dtype == np.int64
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+def test_blocks_do_not_depend_on_who_decodes_them(source, world_size):
+    last = source.plan.num_steps - 1
+    whole = source.block(last, 0, 1)
+    parts = [source.block(last, rank, world_size) for rank in reversed(range(world_size))][::-1]
+    assert (None in parts) == (world_size > whole.positions_N.size)
+    for name in ("clips_NTHWC", "labels_N", "samples_N", "positions_N"):
+        joined = np.concatenate([getattr(part, name) for part in parts if part is not None])
+        assert np.array_equal(joined, getattr(whole, name))
+    assert [
+        0 if part is None else part.clips_NTHWC.nbytes for part in parts
+    ] == [source.num_bytes(last, rank, world_size) for rank in range(world_size)]  # fmt: skip
+
+
+def test_another_process_decodes_the_same_without_torch(source):
+    code = (
+        "import pickle, sys; source = pickle.loads(sys.stdin.buffer.read()); block = source.block(1, 1, 2);"
+        "assert not {'torch', 'ray'} & set(sys.modules); sys.stdout.buffer.write(pickle.dumps(block))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(source), capture_output=True, check=True)
+    assert same(pickle.loads(done.stdout), source.block(1, 1, 2))
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("batch", [1, 2, 5, 32])
+def test_every_validation_video_is_in_one_batch(shards, world_size, batch):
+    source = val_source(shards, batch)
+    seen = []
+    for index in range(source.num_batches(world_size)):
+        sizes = []
+        for rank in range(world_size):
+            clips = source.clips(index, rank, world_size)
+            sizes.append(len(clips))
+            seen += [clip.sample for clip in clips]
+            assert source.num_bytes(index, rank, world_size) == 3 * len(clips) * 3 * 16 * 16
+        assert max(sizes) <= batch and sum(sizes) > 0
+    assert seen == list(range(5))
+
+
+def test_validation_blocks(shards):
+    source = val_source(shards, 2)
+    blocks = [source.block(index, rank, 2) for index in range(source.num_batches(2)) for rank in range(2)]
+    assert [block is None for block in blocks] == [False, False, False, True]
+    assert [block.clips_NTHWC.nbytes for block in blocks[:3]] == [source.num_bytes(i // 2, i % 2, 2) for i in range(3)]
+    assert source.num_bytes(1, 1, 2) == 0
+    samples = np.concatenate([block.samples_N for block in blocks[:3]])
+    assert samples.tolist() == [0, 1, 2, 3, 4]
+    assert np.concatenate([block.labels_N for block in blocks[:3]]).tolist() == [shards.label("val", i) for i in range(5)]
+
+
+def test_a_video_that_does_not_decode_is_named(tmp_path):
+    shards = write_shards(tmp_path, train=2, val=1, damaged=1)
+    plan = Plan.compile(PlanSpec(frames=2, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=18, epochs=1, lr_steps=(0,)), 2)
+    with pytest.raises(VideoError, match=r"data.path = '1.mp4': .+; verify the shards"):
+        TrainSource(shards, plan, 0, fps=0.0, flip=False).block(0, 0, 1)
