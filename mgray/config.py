@@ -144,10 +144,13 @@ class FeedSection:
 
     decoders: int = 1
     """Decode tasks that run at once for each worker, beside it on its node."""
-    ahead: int = 8
-    """Blocks (a worker's clips of one step) that are decoded ahead of the step in progress."""
+    ahead: int = 32
+    """Steps of one decoding pipeline; the next is opened when half of one is used up."""
+    ahead_gib: float = 1.0
+    """Memory in GiB that the clips of one pipeline may take; a pipeline is shorter where its steps are large."""
 
     def __post_init__(self) -> None:
+        _require(self.ahead_gib > 0, "feed.ahead_gib", self.ahead_gib, "must be positive", "give e.g. 1")
         for name in ("decoders", "ahead"):
             _require(
                 getattr(self, name) >= 1, f"feed.{name}", getattr(self, name), "must be at least 1", "give 1 or more"

@@ -1,7 +1,9 @@
-"""The feed: each rank runs its own small Ray Data pipelines, one per grid phase, on its own node.
+"""The feed: each rank runs small Ray Data pipelines of its own, one after the other, on its own node.
 
-One block is one rank's clips of one step, so blocks are the same size on every grid and back-pressure is bounded in bytes. The next phase's
-pipeline is opened before the current one drains.
+A block is one rank's clips of one step, so blocks are the same size on every grid. A pipeline never crosses a grid phase, and covers so few steps
+that all its blocks may wait in the object store: that bounds what is decoded ahead. (Ray Data's own bound would do it for a whole phase, but in Ray
+2.60 its scheduling loop spins while a block is ready and over budget, at the cost of half a core a rank.) The next pipeline is opened when half of
+the current one is used up, so that no phase change and no start of an execution is waited for.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
-from ray.data import ExecutionResources, TaskPoolStrategy
+from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,10 +29,9 @@ from mgray.config import FeedSection
 from mgray.data.source import Block, Blocks, ClipSource
 from mgray.errors import MgrayError
 
-OPEN_AHEAD_STEPS = 64
-"""Steps before a pipeline's end at which the next one is opened: an execution takes about a second to start."""
-MAX_TASKS = 512
-"""Decode tasks of one pipeline: the driver of an execution holds one small block for each."""
+ROW_BYTES = 8 << 20
+"""Blocks of several steps travel together up to this size: a row costs the executor some 7 ms, however small."""
+MAX_STEPS_PER_ROW = 8
 _END = object()
 
 
@@ -54,9 +55,8 @@ class GridShard:
         return contextlib.closing(self._blocks(source, segments))
 
     def _blocks(self, source: ClipSource, segments: Sequence[range]) -> Blocks:
-        pieces = [piece for segment in segments for piece in _pieces(segment, self.section.decoders)]
+        upcoming = (piece for segment in segments for piece in self._pieces(source, segment))
         opened: list[_Pipeline] = []
-        upcoming = iter(pieces)
 
         def open_next() -> None:
             piece = next(upcoming, None)
@@ -68,13 +68,24 @@ class GridShard:
             while opened:
                 pipeline = opened[0]
                 for left in reversed(range(len(pipeline.steps))):
-                    if left < OPEN_AHEAD_STEPS and len(opened) == 1:
+                    if len(opened) == 1 and left <= len(pipeline.steps) // 2:
                         open_next()
                     yield pipeline.take()
                 opened.pop(0).close()
         finally:
             for pipeline in opened:
                 pipeline.close()
+
+    def _pieces(self, source: ClipSource, segment: range) -> Iterator[range]:
+        """A segment cut into pipelines."""
+        budget = int(self.section.ahead_gib * 2**30)
+        length = max(2, min(self.section.ahead, budget // self.block_bytes(source, segment)))
+        for start in range(segment.start, segment.stop, length):
+            yield range(start, min(start + length, segment.stop))
+
+    def block_bytes(self, source: ClipSource, steps: range) -> int:
+        """Size of the largest block: the short cycle's slots are all among the first steps."""
+        return max(1, *(source.num_bytes(step, self.rank, self.world_size) for step in steps[:4]))
 
 
 class GridDataConfig(ray.train.DataConfig):
@@ -97,13 +108,13 @@ class GridDataConfig(ray.train.DataConfig):
 
 
 class _Pipeline:
-    """One Ray Data execution over consecutive steps, drained by a thread into a short queue."""
+    """One Ray Data execution over consecutive steps, drained by a thread as fast as it decodes."""
 
     def __init__(self, shard: GridShard, source: ClipSource, steps: range) -> None:
         self.steps = steps
         self._next = steps.start
         self._closed = threading.Event()
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=2)
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._drain, args=(shard, source), daemon=True, name="mgray-feed")
         self._thread.start()
 
@@ -122,66 +133,48 @@ class _Pipeline:
         self._closed.set()
         self._thread.join(timeout=10)
 
-    def _put(self, item: object) -> bool:
-        while not self._closed.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
-                return True
-        return False
-
     def _drain(self, shard: GridShard, source: ClipSource) -> None:
         try:
             dataset = _dataset(shard, source, self.steps)
             with contextlib.closing(_batches(dataset)) as tables:
                 for table in tables:
-                    if not self._put(_block_of(table)):
+                    for block in _blocks_of(table):
+                        self._queue.put(block)
+                    if self._closed.is_set():
                         return
-            self._put(_END)
+            self._queue.put(_END)
         except BaseException as error:  # crosses to the training thread, which raises it
-            self._put(error)
+            self._queue.put(error)
 
 
 def _batches(dataset: ray.data.Dataset) -> Generator[pa.Table, None, None]:
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-def _pieces(segment: range, decoders: int) -> Iterator[range]:
-    length = MAX_TASKS * _steps_per_task(decoders)
-    for start in range(segment.start, segment.stop, length):
-        yield range(start, min(start + length, segment.stop))
-
-
-def _steps_per_task(decoders: int) -> int:
-    """Blocks come in order: with several decoders a task is one step, so that they work on neighbouring steps."""
-    return 16 if decoders == 1 else 1
-
-
 def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dataset:
     section, rank, world_size = shard.section, shard.rank, shard.world_size
-    size = _steps_per_task(section.decoders)
-    tasks = [steps[i : i + size] for i in range(0, len(steps), size)]
+    per_row = max(1, min(MAX_STEPS_PER_ROW, ROW_BYTES // shard.block_bytes(source, steps)))
+    # rows come in order: with several decoders a task makes one row, so that they work on neighbouring steps
+    per_task = per_row if section.decoders > 1 else len(steps)
+    tasks = [steps[i : i + per_task] for i in range(0, len(steps), per_task)]
     dataset = ray.data.from_blocks([pa.table({"step": pa.array(task, pa.int64())}) for task in tasks])
     context = dataset.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # a row is a whole block: rows are never merged, and each leaves its task as soon as it is decoded
+    # rows are never merged, and each leaves its task as soon as it is decoded
     context.target_max_block_size = context.target_min_block_size = 1
-    # the short cycle's slots are all among the first steps
-    sizes = [source.num_bytes(step, rank, world_size) for step in steps[:4]]
-    options = context.execution_options
-    options.preserve_order = True
-    options.verbose_progress = False
-    options.resource_limits = ExecutionResources(object_store_memory=section.ahead * max(1, *sizes))
+    context.execution_options.preserve_order = True
+    context.execution_options.verbose_progress = False
     ref = ray.put(source)
 
     def decode(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         shared = ray.get(ref)
-        for step in batch["step"]:
-            yield _row_of(int(step), shared.block(int(step), rank, world_size))
+        for first in range(0, len(batch["step"]), per_row):
+            steps = [int(step) for step in batch["step"][first : first + per_row]]
+            yield _row_of(steps, [shared.block(step, rank, world_size) for step in steps])
 
     near = NodeAffinitySchedulingStrategy(shard.node_id, soft=True) if shard.node_id else "DEFAULT"
-    # A task that waits for its consumer keeps its CPUs. If it reserved any, the pipeline that is ahead, or training's
-    # own during a validation, could keep those that the pipeline in turn needs: both would wait for ever.
+    # Decoding reserves no CPUs: where training holds all of a cluster's, it would wait for ever.
     decoded = dataset.map_batches(
         decode,
         batch_size=None,
@@ -192,36 +185,53 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
     return cast(ray.data.Dataset, decoded)
 
 
-def _row_of(step: int, block: Block | None) -> dict[str, np.ndarray]:
-    if block is None:
-        clips, rest, version = np.zeros((1, 0, 1, 1, 1, 3), np.uint8), np.zeros((1, 0), np.int64), -1
-        return {
-            "index": np.array([[step, version]]),
-            "clips": clips,
-            "labels": rest,
-            "samples": rest,
-            "positions": rest,
-        }
+def _row_of(steps: Sequence[int], blocks: Sequence[Block | None]) -> dict[str, np.ndarray]:
+    """The blocks of some steps as one row: their headers (step, version, N, T, H, W), and flat arrays of what they hold."""
+    present = [block for block in blocks if block is not None]
+    headers = [
+        (step, -1, 0, 0, 0, 0) if block is None else (step, block.version, *block.clips_NTHWC.shape[:4])
+        for step, block in zip(steps, blocks, strict=True)
+    ]
+
+    def flat(arrays: list[np.ndarray], kind: type) -> np.ndarray:
+        # a lone block is not copied
+        whole = (
+            arrays[0].reshape(-1) if len(arrays) == 1 else np.concatenate([np.empty(0, kind), *map(np.ravel, arrays)])
+        )
+        return whole[None]
+
     return {
-        "index": np.array([[block.index, block.version]]),
-        "clips": block.clips_NTHWC[None],
-        "labels": block.labels_N[None],
-        "samples": block.samples_N[None],
-        "positions": block.positions_N[None],
+        "headers": np.array(headers, np.int64)[None],
+        "clips": flat([block.clips_NTHWC for block in present], np.uint8),
+        "labels": flat([block.labels_N for block in present], np.int64),
+        "samples": flat([block.samples_N for block in present], np.int64),
+        "positions": flat([block.positions_N for block in present], np.int64),
     }
 
 
-def _block_of(table: pa.Table) -> Block | None:
-    """A zero-copy view of a decoded row."""
+def _blocks_of(table: pa.Table) -> Iterator[Block | None]:
+    """Zero-copy views of the blocks of a row, in order."""
     assert table.num_rows == 1
 
     def column(name: str) -> np.ndarray:
         return np.asarray(table.column(name).chunk(0).to_numpy(zero_copy_only=False)[0])
 
-    index, version = (int(value) for value in column("index"))
-    if version < 0:
-        return None
-    return Block(index, version, column("clips"), column("labels"), column("samples"), column("positions"))
+    clips, labels, samples, positions = (column(name) for name in ("clips", "labels", "samples", "positions"))
+    first_byte = first = 0
+    for step, version, count, frames, height, width in column("headers").tolist():
+        if not count:
+            yield None
+            continue
+        end_byte, end = first_byte + count * frames * height * width * 3, first + count
+        yield Block(
+            index=step,
+            version=version,
+            clips_NTHWC=clips[first_byte:end_byte].reshape(count, frames, height, width, 3),
+            labels_N=labels[first:end],
+            samples_N=samples[first:end],
+            positions_N=positions[first:end],
+        )
+        first_byte, first = end_byte, end
 
 
 def _own_error(error: BaseException) -> BaseException:
