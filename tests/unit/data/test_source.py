@@ -115,11 +115,15 @@ def test_validation_blocks(shards):
     assert source.num_bytes(1, 1, 2) == 0
     samples = np.concatenate([block.samples_N for block in blocks[:3]])
     assert samples.tolist() == [0, 1, 2, 3, 4]
-    assert np.concatenate([block.labels_N for block in blocks[:3]]).tolist() == [shards.label("val", i) for i in range(5)]
+    assert np.concatenate([block.labels_N for block in blocks[:3]]).tolist() == [
+        shards.label("val", i) for i in range(5)
+    ]
 
 
 def test_a_video_that_does_not_decode_is_named(tmp_path):
     shards = write_shards(tmp_path, train=2, val=1, damaged=1)
-    plan = Plan.compile(PlanSpec(frames=2, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=18, epochs=1, lr_steps=(0,)), 2)
+    plan = Plan.compile(
+        PlanSpec(frames=2, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=18, epochs=1, lr_steps=(0,)), 2
+    )
     with pytest.raises(VideoError, match=r"data.path = '1.mp4': .+; verify the shards"):
         TrainSource(shards, plan, 0, fps=0.0, flip=False).block(0, 0, 1)

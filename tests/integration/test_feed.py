@@ -1,0 +1,108 @@
+"""Ray's feed delivers the blocks that one process would make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mgray.config import FeedSection
+from mgray.data import feed as feed_module
+from mgray.data.feed import GridDataConfig, GridShard
+from mgray.data.local_feed import LocalFeed
+from mgray.data.shard import ShardSet
+from mgray.data.source import Block, TrainSource
+from mgray.errors import VideoError
+from mgray.plan import Plan, PlanSpec
+from mgray.plan.state import segments_of
+from tests.support.shards import write_shards
+
+pytestmark = pytest.mark.ray
+SPEC = PlanSpec(
+    frames=4, crop=16, batch=3, stride=1, jitter_min=18, jitter_max=24, epochs=40, lr_steps=(0, 30), lr_factors=(1.0, 0.1),
+    long_cycle="run", short_cycle=True, bn_group=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("small"))
+
+
+def source_of(shards: ShardSet) -> TrainSource:
+    return TrainSource(shards, Plan.compile(SPEC, shards.num_samples("train")), seed=3, fps=0.0, flip=True, version=5)
+
+
+def assert_equal(ours: Block | None, theirs: Block | None) -> None:
+    assert (ours is None) == (theirs is None)
+    if ours is not None and theirs is not None:
+        assert (ours.index, ours.version) == (theirs.index, theirs.version)
+        for name in ("clips_NTHWC", "labels_N", "samples_N", "positions_N"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize(("rank", "world_size", "decoders", "ahead"), [(0, 1, 1, 32), (1, 3, 2, 5), (4, 5, 1, 7)])
+def test_blocks_are_those_of_one_process(
+    ray_instance: None, small: ShardSet, rank: int, world_size: int, decoders: int, ahead: int
+) -> None:
+    """Across phases, in rows of several steps, also where a rank has no clip (3 clips on 5 ranks)."""
+    source = source_of(small)
+    segments = segments_of(source.plan, 2, source.plan.num_steps)
+    assert len(segments) >= 4
+    shard = GridShard(rank, world_size, "", FeedSection(decoders=decoders, ahead=ahead))
+    with (
+        shard.blocks(source, segments) as ours,
+        LocalFeed(FeedSection(), rank, world_size).blocks(source, segments) as theirs,
+    ):
+        count = 0
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_equal(mine, other)
+            count += 1
+    assert count == source.plan.num_steps - 2
+
+
+def test_pipelines_overlap_and_end(ray_instance: None, small: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next pipeline is opened while the current one has blocks left; two are open at most; closing early ends both."""
+    open_now, most, opened_early = [], [], []
+
+    class Counted(feed_module._Pipeline):
+        def __init__(self, shard, source, steps):
+            if open_now:
+                opened_early.append(steps.start - open_now[0]._next)
+            open_now.append(self)
+            most.append(len(open_now))
+            super().__init__(shard, source, steps)
+
+        def close(self):
+            open_now.remove(self)
+            super().close()
+
+    monkeypatch.setattr(feed_module, "_Pipeline", Counted)
+    source = source_of(small)
+    shard = GridShard(0, 1, "", FeedSection(ahead=6))
+    with shard.blocks(source, [range(0, 30)]) as blocks:
+        for _ in range(20):
+            next(blocks)
+        assert open_now
+    assert not open_now
+    assert max(most) == 2
+    assert all(left > 0 for left in opened_early) and len(opened_early) >= 3
+    with shard.blocks(source, [range(4, 8)]) as blocks:
+        assert [block.index for block in blocks] == [4, 5, 6, 7]
+
+
+def test_a_video_that_does_not_decode_is_our_error(ray_instance: None, tmp_path: Path) -> None:
+    source = source_of(write_shards(tmp_path, damaged=2))
+    with (
+        GridShard(0, 1, "", FeedSection()).blocks(source, [range(source.plan.num_steps)]) as blocks,
+        pytest.raises(VideoError) as caught,
+    ):
+        list(blocks)
+    assert "\n" not in str(caught.value)
+
+
+def test_ranks_are_handed_out() -> None:
+    section = FeedSection(decoders=2)
+    made = GridDataConfig().configure({"train": section}, 2, None, ["a", "b"])
+    assert made == [{"train": GridShard(0, 2, "a", section)}, {"train": GridShard(1, 2, "b", section)}]

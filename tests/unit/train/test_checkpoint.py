@@ -1,0 +1,90 @@
+"""Checkpoints are whole, of this run, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mgray.errors import CheckpointError
+from mgray.plan.state import ScheduleState
+from mgray.train.checkpoint import CheckpointMeta, newest_checkpoint, read_meta, read_tensors, write_checkpoint
+
+META = CheckpointMeta(
+    step=7,
+    run_digest="r",
+    data_digest="d",
+    schedule=ScheduleState("p"),
+    classes=("a", "b"),
+    run={},
+    train_s=1.5,
+    attempt=0,
+)
+
+
+def trained(width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Linear(width, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, width)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint_000000007"
+    folder.mkdir()
+    write_checkpoint(folder, META, *trained())
+    return folder
+
+
+def test_round_trip(stored: Path) -> None:
+    model, optimizer = trained()
+    want = {name: value.clone() for name, value in model.state_dict().items()}
+    write_checkpoint(stored, META, model, optimizer)
+    other, other_optimizer = trained()
+    read_tensors(stored, other, other_optimizer)
+    assert read_meta(stored) == META
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(value, want[name], rtol=0, atol=0)
+    assert other_optimizer.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+def test_a_cut_off_file_is_refused(stored: Path) -> None:
+    tensors = stored / "state.pt"
+    tensors.write_bytes(tensors.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="cut off"):
+        read_meta(stored)
+
+
+def test_one_without_description_is_none(stored: Path) -> None:
+    (stored / "meta.json").unlink()
+    with pytest.raises(CheckpointError, match=r"meta\.json"):
+        read_meta(stored)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        newest_checkpoint(stored.parent)
+
+
+@pytest.mark.parametrize(("content", "problem"), [("{", "damaged"), ("{}", "damaged"), ('{"format": 99}', "format 99")])
+def test_a_damaged_description_is_refused(stored: Path, content: str, problem: str) -> None:
+    (stored / "meta.json").write_text(content)
+    with pytest.raises(CheckpointError, match=problem):
+        read_meta(stored)
+
+
+def test_another_model_is_refused(stored: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        read_tensors(stored, trained(width=4)[0])
+
+
+def test_the_newest_of_a_run_is_found(stored: Path) -> None:
+    later = stored.with_name("checkpoint_x")
+    later.mkdir()
+    write_checkpoint(later, META, *trained())
+    content = json.loads((later / "meta.json").read_text())
+    (later / "meta.json").write_text(json.dumps(content | {"step": 12}))
+    assert newest_checkpoint(stored.parent) == later
+    assert newest_checkpoint(stored) == stored
