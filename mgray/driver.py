@@ -45,7 +45,7 @@ class ScheduleDriver:
         if self._boundary is None:
             raise ConfigError(
                 "from_step", amendment.from_step, "comes before the workers have said how far they are",
-                "try again when the run has begun its next phase",
+                "try again in a moment",
             )  # fmt: skip
         self._state = self._state.amended(amendment, self._boundary)
         return self._state
@@ -69,9 +69,12 @@ class ScheduleDriver:
         """Whether another attempt is pointless."""
         return self._given_up
 
-    async def show(self, progress: dict[str, Any]) -> None:
-        """Rank 0 says how far it is."""
+    async def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
+        """Rank 0 says how far it is, and what a driver that was restarted has to know."""
         self._progress = progress
+        self._state = self._state.newer(state)
+        # calls may overtake each other: only sync lowers the boundary
+        self._boundary = max(next_boundary, self._boundary or 0)
 
     async def fail(self, error: Exception, final: bool) -> None:
         """A worker could not go on; `final` where another attempt would end the same way."""

@@ -216,7 +216,7 @@ class Loop:
             "wait_share": sum(done.wait_s for done in self._done) / max(seconds, 1e-9),
             "train_s": self._train_s,
         }
-        self.session.show(dict(self._shown))
+        self.session.show(dict(self._shown), self.schedule, self._boundary())
 
     def _validate(self) -> None:
         started = time.perf_counter()
@@ -230,7 +230,7 @@ class Loop:
             )
             self._records.flush()
             self._shown["top1"] = scores["top1"]
-            self.session.show(dict(self._shown))
+            self.session.show(dict(self._shown), self.schedule, self._boundary())
 
     def _save(self) -> None:
         meta = CheckpointMeta(

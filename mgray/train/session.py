@@ -54,8 +54,8 @@ class Session(Protocol):
     def sync(self, state: ScheduleState, next_boundary: int) -> ScheduleState:
         """The newest schedule, the same on every rank; amendments from here on hold from `next_boundary` at the earliest."""
 
-    def show(self, progress: dict[str, Any]) -> None:
-        """Publish the state of the run for those who watch it (rank 0 only, never waits)."""
+    def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
+        """Publish how far the run is for those who watch and amend it (rank 0 only, never waits)."""
 
     def load(self) -> AbstractContextManager[Path | None]:
         """A context with the folder of the newest checkpoint, or None."""
@@ -105,8 +105,8 @@ class RaySession:
             dist.broadcast_object_list(newest, src=0, device=self.device)
         return cast(ScheduleState, newest[0])
 
-    def show(self, progress: dict[str, Any]) -> None:
-        self.driver.show.remote(progress)
+    def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
+        self.driver.show.remote(progress, state, next_boundary)
 
     @contextmanager
     def load(self) -> Iterator[Path | None]:
@@ -136,7 +136,6 @@ class LocalSession:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     keep: int = 3
-    on_progress: Callable[[dict[str, Any]], None] | None = None
 
     @property
     def feed(self) -> Feed:
@@ -151,9 +150,8 @@ class LocalSession:
     def sync(self, state: ScheduleState, next_boundary: int) -> ScheduleState:
         return state
 
-    def show(self, progress: dict[str, Any]) -> None:
-        if self.on_progress is not None:
-            self.on_progress(progress)
+    def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
+        """Nobody watches."""
 
     def _checkpoints(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("checkpoint_*") if path.is_dir() and ".part" not in path.name)
