@@ -23,7 +23,6 @@ import ray.data
 import ray.train
 from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mgray.config import FeedSection
 from mgray.data.source import Block, Blocks, ClipSource
@@ -32,6 +31,8 @@ from mgray.errors import MgrayError
 ROW_BYTES = 8 << 20
 """Blocks of several steps travel together up to this size: a row costs the executor some 7 ms, however small."""
 MAX_STEPS_PER_ROW = 8
+NODE_LABEL = "ray.io/node-id"
+"""Label that Ray gives each node."""
 _END = object()
 
 
@@ -173,14 +174,14 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
             steps = [int(step) for step in batch["step"][first : first + per_row]]
             yield _row_of(steps, [shared.block(step, rank, world_size) for step in steps])
 
-    near = NodeAffinitySchedulingStrategy(shard.node_id, soft=True) if shard.node_id else "DEFAULT"
     # Decoding reserves no CPUs: where training holds all of a cluster's, it would wait for ever.
     decoded = dataset.map_batches(
         decode,
         batch_size=None,
-        compute=TaskPoolStrategy(size=section.decoders),
+        compute=TaskPoolStrategy(size=min(section.decoders, len(tasks))),
         num_cpus=0,
-        scheduling_strategy=near,
+        label_selector={NODE_LABEL: shard.node_id} if shard.node_id else None,
+        fallback_strategy=[{"label_selector": {}}] if shard.node_id else None,
     )
     return cast(ray.data.Dataset, decoded)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from mgray.config import FeedSection
 from mgray.data import feed as feed_module
 from mgray.data.feed import GridDataConfig, GridShard
 from mgray.data.local_feed import LocalFeed
 from mgray.data.shard import ShardSet
-from mgray.data.source import Block, TrainSource
+from mgray.data.source import Block, TrainSource, ValSource
 from mgray.errors import VideoError
-from mgray.plan import Plan, PlanSpec
+from mgray.plan import ClipShape, Plan, PlanSpec
 from mgray.plan.state import segments_of
 from tests.support.shards import write_shards
 
@@ -88,8 +91,33 @@ def test_pipelines_overlap_and_end(ray_instance: None, small: ShardSet, monkeypa
     assert not open_now
     assert max(most) == 2
     assert all(left > 0 for left in opened_early) and len(opened_early) >= 3
+    assert not [thread for thread in threading.enumerate() if thread.name == "mgray-feed"]
     with shard.blocks(source, [range(4, 8)]) as blocks:
         assert [block.index for block in blocks] == [4, 5, 6, 7]
+
+
+def test_it_needs_no_free_cpu_and_runs_beside_another(ray_instance: None, small: ShardSet) -> None:
+    """Training may hold every CPU of the cluster; validation decodes while training's own pipelines wait."""
+
+    class Holder:
+        def ready(self) -> None: ...
+
+    holder = ray.remote(num_cpus=ray.available_resources()["CPU"])(Holder).remote()
+    ray.get(holder.ready.remote())
+    assert not ray.available_resources().get("CPU", 0)
+    source = source_of(small)
+    shape = ClipShape(2, 16, 16)
+    validation = ValSource(small, shape, stride=1, short_side=20, fps=0.0, batch=1)
+    shard = GridShard(0, 1, ray.get_runtime_context().get_node_id(), FeedSection(decoders=1, ahead=10))
+    try:
+        with shard.blocks(source, [range(0, 10), range(10, 20)]) as blocks:
+            for index in range(20):
+                assert next(blocks).index == index
+                if index in (2, 12):
+                    with shard.blocks(validation, [range(5)]) as inner:
+                        assert [block.index for block in inner] == list(range(5))
+    finally:
+        ray.kill(holder)
 
 
 def test_a_video_that_does_not_decode_is_our_error(ray_instance: None, tmp_path: Path) -> None:
@@ -99,7 +127,9 @@ def test_a_video_that_does_not_decode_is_our_error(ray_instance: None, tmp_path:
         pytest.raises(VideoError) as caught,
     ):
         list(blocks)
-    assert "\n" not in str(caught.value)
+    assert type(caught.value) is VideoError
+    assert str(caught.value).startswith("data.path = '2.mp4': ") and "\n" not in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_ranks_are_handed_out() -> None:
