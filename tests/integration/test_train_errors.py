@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import ray
 
 from mgray import cli
+from mgray.data.shard import ShardSet
 from mgray.data.synthetic import write_motion_videos
+from tests.support.shards import write_shards
 
 pytestmark = pytest.mark.ray
 SMALL = [
@@ -26,30 +31,81 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *named: str) -> None:
+    """Exit status 2 and one line that names all of `named`."""
+    assert cli.main(arguments) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("mgray: ") and text.count("\n") == 1 and "Traceback" not in text
+    assert all(part in text for part in named), text
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--data.path", "/missing"], "/missing"),
+        (["--data.path", "/missing"], "data.path = '/missing': does not exist"),
+        (["--data.path", "EMPTY"], "has 1 class folder without a video: nothing"),
+        (["--data.path", "DAMAGED"], "its manifest.json is no JSON"),
         (["--model.name", "resnet"], "model.name = 'resnet'"),
         (["--plan.frames", "0"], "plan.frames = 0"),
-        (["--storage", "s3://bucket"], "storage"),
+        (["--plan.epoch-factor", "0.01"], "plan.epoch_factor = 0.01: leaves no whole epoch"),
+        (["--storage", "s3://bucket"], "storage = 's3://bucket'"),
+        (["--storage", "FILE"], "is no folder that can be written to"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    running = ray.is_initialized()
-    assert cli.main(["train", "smoke", *arguments]) == 2
-    text = capsys.readouterr().err
-    assert named in text
-    assert text.count("\n") == 1
-    assert ray.is_initialized() == running
-
-
-def test_train_evaluate_and_train_again(
-    ray_instance: None,
+def test_bad_input_is_one_line_before_anything_starts(
+    arguments: list[str],
+    named: str,
     videos: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mgray.trainer.train", lambda *_, **__: pytest.fail("the check let it pass"))
+    places = {"EMPTY": tmp_path / "empty", "DAMAGED": tmp_path / "shards", "FILE": tmp_path / "file"}
+    shutil.copytree(videos, places["EMPTY"])
+    (places["EMPTY"] / "nothing").mkdir()
+    places["DAMAGED"].mkdir()
+    (places["DAMAGED"] / "manifest.json").write_text("{")
+    places["FILE"].write_text("")
+    given = [str(places.get(argument, argument)) for argument in arguments]
+    refused(["train", "smoke", "--data.path", str(videos), *given], capsys, named)
+
+
+def test_a_refusal_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from mgray.cli import main; status = main(['train', 'smoke', '--data.path', '/missing']);"
+        "assert not {'torch', 'ray'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "/missing" in done.stderr
+
+
+def test_an_address_without_a_cluster_is_one_line(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: object) -> None:
+        assert options["address"] == "head:1"
+        raise ConnectionError("nobody\nanswers")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    arguments = ["train", "smoke", "--data.path", str(videos), "--storage", str(tmp_path), "--scale.address", "head:1"]
+    refused(arguments, capsys, "scale.address = 'head:1': cannot be joined (nobody answers)")
+
+
+def test_a_video_that_does_not_decode_in_training_is_one_line(
+    ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers meet it, and nobody tries again: another attempt would meet it too."""
+    write_shards(tmp_path, damaged=2)
+    arguments = ["train", "smoke", "--data.path", str(tmp_path / "set"), "--storage", str(tmp_path), "--name", "bad"]
+    refused([*arguments, "--plan.crop", "16"], capsys, "data.path = '2.mp4'", "verify the shards")
+    assert (tmp_path / "bad" / "metrics.jsonl").read_text().count('"event": "start"') == 1
+
+
+def test_train_evaluate_and_train_again(
+    ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder with one unreadable video among 101 and crops larger than the videos: both are said, and it trains."""
     monkeypatch.setenv("COLUMNS", "300")
@@ -68,18 +124,22 @@ def test_train_evaluate_and_train_again(
     assert scores["num_clips"] == 20 and 0.0 <= scores["top1"] <= 1.0
     assert cli.main(arguments) == 0
     assert "trained to its end already" in capsys.readouterr().out
-    assert cli.main([*arguments, "--plan.lr", "0.5"]) == 2
-    assert "plan.lr 0.05 -> 0.5" in capsys.readouterr().err
+    refused([*arguments, "--plan.lr", "0.5"], capsys, "name = 'mine'", "plan.lr 0.05 -> 0.5")
 
 
-def test_too_many_broken_videos(
-    ray_instance: None, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_many_broken_videos(ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one.mp4", "two.mp4"):
         os.makedirs(tmp_path / "v" / "left", exist_ok=True)
         (tmp_path / "v" / "left" / name).write_bytes(b"nothing")
     write_motion_videos(str(tmp_path / "v"), classes=2, clips_per_class=4, frames=3, width=32, height=24)
-    assert cli.main(["ingest", str(tmp_path / "v"), str(tmp_path / "shards")]) == 2
-    text = capsys.readouterr().err
-    assert "one.mp4" in text and "max_broken" in text
-    assert text.count("\n") == 1
+    refused(
+        ["ingest", str(tmp_path / "v"), str(tmp_path / "shards")],
+        capsys,
+        " of 10 videos are broken",
+        "left/",
+        "max_broken",
+    )
+    assert cli.main(["ingest", str(tmp_path / "v"), str(tmp_path / "shards"), "--max-broken", "0.5"]) == 0
+    manifest = ShardSet.open(str(tmp_path / "shards")).manifest
+    assert sorted(video.path for video in manifest.broken) == ["left/one.mp4", "left/two.mp4"]
+    assert sum(manifest.counts.values()) == 8
