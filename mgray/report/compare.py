@@ -164,6 +164,13 @@ class Comparison:
             return f"No comparison yet: {lacking.label} has no validation so far."
         reach, goal = leader.reach(), f"the baseline's best top-1 accuracy ({percent(target)})"
         if reach.speedup is None:
+            near = leader.reach(self.near_share)
+            if near.speedup is not None and near.speedup > 1:
+                return (
+                    f"{leader.label} comes within the standard error ({points(target * (1 - near.share))}) of {goal} "
+                    f"{factor(near.speedup)} sooner: in {seconds(statistics.fmean(near.seconds))} of training against "
+                    f"{seconds(statistics.fmean(near.partner_seconds))}; its own best is {percent(leader.best_top1)}."
+                )
             trained = spread([r.train_s for r in leader.results], seconds)
             verb = "does not reach" if leader.is_finished else "has so far not reached"
             return (
@@ -184,6 +191,14 @@ class Comparison:
             )
         return text + "."
 
+    @property
+    def near_share(self) -> float:
+        """The share of the baseline's best accuracy that lies one standard error of it below (binomial)."""
+        best, evals = self.baseline.best_top1, self.baseline.results[0].records.evals
+        if not best or not evals:
+            return 1.0
+        return 1.0 - standard_error(best, evals[-1].num_clips) / best
+
     def rows(self) -> tuple[Row, ...]:
         """The comparison table; several runs of a group show as their mean and range."""
 
@@ -194,9 +209,12 @@ class Comparison:
             return Row(label=label, cells=tuple(_accuracy([value(r) for r in g.results]) for g in self.groups))
 
         reaches = [group.reach() for group in self.groups]
+        near = [group.reach(self.near_share) for group in self.groups]
         speed = (
             Row(label="time to baseline's best", cells=tuple(_reached(reach) for reach in reaches), is_key=True),
             Row(label="speed-up", cells=tuple(_speedup(reach) for reach in reaches), is_key=True),
+            Row(label="time to 1 s.e. below it", cells=tuple(_reached(reach) for reach in near)),
+            Row(label="speed-up to there", cells=tuple(_speedup(reach) for reach in near)),
         )
         return (
             Row(label="schedule", cells=tuple(group.schedule for group in self.groups)),
@@ -254,7 +272,7 @@ class Comparison:
             clips = base.evals[-1].num_clips
             notes.append(
                 f"Accuracy is measured on {clips:,} validation clips: one clip is {points(1 / max(1, clips))}, the standard error "
-                f"at {percent(best)} is {points(math.sqrt(max(0.0, best * (1 - best)) / max(1, clips)))}."
+                f"(s.e.) at {percent(best)} is {points(standard_error(best, clips))}."
             )
         late = [r.records for r in self.baseline.results if r.records.evals and _is_last_best(r.records)]
         if late:
@@ -297,6 +315,11 @@ def compare(runs: Sequence[RunRecords]) -> Comparison:
             for label, members in zip(_labels(ordered), ordered, strict=True)
         )
     )
+
+
+def standard_error(accuracy: float, clips: int) -> float:
+    """Of an accuracy that was measured on so many clips (binomial)."""
+    return math.sqrt(max(0.0, accuracy * (1.0 - accuracy)) / max(1, clips))
 
 
 def print_comparison(runs: Sequence[RunRecords], console: Console | None = None) -> None:

@@ -117,7 +117,7 @@ def _tiles(comparison: Comparison) -> str:
     leader, base = comparison.leader, comparison.baseline
     if leader is None or leader.best_top1 is None or base.best_top1 is None:
         return ""
-    reach = leader.reach()
+    reach, near = leader.reach(), leader.reach(comparison.near_share)
     train_s = [statistics.fmean(r.train_s for r in group.results) for group in (leader, base)]
     voxels = [statistics.fmean(r.num_voxels for r in group.results) for group in (leader, base)]
     runs = f", in {len(reach.seconds)} of {len(leader.results)} runs" if reach.num_missed else ""
@@ -125,6 +125,8 @@ def _tiles(comparison: Comparison) -> str:
     tiles = [
         (factor(reach.speedup), f"speed-up to the baseline's best accuracy{runs}")
         if reach.speedup
+        else (factor(near.speedup), "speed-up to within a standard error of the baseline's best accuracy")
+        if near.speedup
         else ("not reached", "the baseline's best accuracy"),
         (f"{'+' if gap >= 0 else ''}{points(gap)}", f"best top-1: {percent(leader.best_top1)}, baseline {percent(base.best_top1)}"),
         (seconds(train_s[0]), f"whole training, baseline {seconds(train_s[1])}"),

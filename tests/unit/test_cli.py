@@ -201,7 +201,7 @@ def test_eval_passes_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_module(monkeypatch, "mgray.trainer", "ingest_with_progress")
     assert cli.main(["ingest", "videos", "shards", "--short-side", "128"]) == 0
-    assert calls == [(("videos", "shards"), {"short_side": 128, "val_fraction": 0.2})]
+    assert calls == [(("videos", "shards"), {"short_side": 128, "val_fraction": 0.2, "max_broken": 0.01})]
 
 
 def test_report_passes_its_folders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,7 +312,7 @@ HEAVY = "{'torch', 'torchvision', 'ray', 'av', 'matplotlib', 'pyarrow'}"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["plan", "smoke"], ["plan", "--help"], ["train", "--help"], ["demo", "--help"], ["train", "smok"]]
+    "arguments", [["plan", "folder"], ["plan", "--help"], ["train", "--help"], ["demo", "--help"], ["train", "smok"]]
 )
 def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
     code = f"import sys; from mgray.cli import main; main({arguments!r}); sys.exit(str(sys.modules.keys() & {HEAVY}))"

@@ -63,7 +63,7 @@ def test_table_counts_what_was_trained(tmp_path: Path) -> None:
 def test_not_reached(tmp_path: Path) -> None:
     runs = [
         read_run(RunWriter(tmp_path, "baseline", BASELINE).train([0.5, 0.6])),
-        read_run(RunWriter(tmp_path, "multigrid", MULTIGRID).train([0.5, 0.575])),
+        read_run(RunWriter(tmp_path, "multigrid", MULTIGRID).train([0.25, 0.5])),
     ]
     comparison = compare(runs)
     assert comparison.groups[1].reach().speedup is None
@@ -71,7 +71,24 @@ def test_not_reached(tmp_path: Path) -> None:
     assert cell(comparison, "speed-up", 1) == "-"
     headline = comparison.headline()
     assert headline.startswith("No speed-up: multigrid does not reach")
-    assert "57.5 %, 2.5 points below" in headline
+    assert "50.0 %, 10.0 points below" in headline
+
+
+def test_within_the_standard_error(tmp_path: Path) -> None:
+    """57.5 % against 60 % on 40 clips: one clip less, the standard error is three."""
+    runs = [
+        read_run(RunWriter(tmp_path, "baseline", BASELINE).train([0.5, 0.6])),
+        read_run(RunWriter(tmp_path, "multigrid", MULTIGRID).train([0.5, 0.575])),
+    ]
+    comparison = compare(runs)
+    assert comparison.near_share == pytest.approx(1 - (0.6 * 0.4 / 40) ** 0.5 / 0.6)
+    assert cell(comparison, "time to baseline's best", 1) == "not reached"
+    assert cell(comparison, "time to 1 s.e. below it", 1) == "10.0 s"
+    assert cell(comparison, "speed-up to there", 1) == "6.40x"
+    assert (
+        "comes within the standard error (7.7 points) of the baseline's best top-1 accuracy (60.0 %) 6.40x sooner"
+        in comparison.headline()
+    )
 
 
 def test_later_is_no_speed_up(tmp_path: Path) -> None:
