@@ -90,7 +90,7 @@ class Loop:
         self.step = 0
         self.attempt = attempt
         self._train_s = 0.0
-        self._saved = 0
+        self._saved: tuple[int, ScheduleState | None] = (0, None)
         self._done: list[_Done] = []
         self._load()
         self._records = MetricsWriter(folder, attempt) if session.rank == 0 else None
@@ -113,7 +113,7 @@ class Loop:
                 self._steps(blocks)
             if self.step not in self._evals:  # stopped early
                 self._validate()
-        if self._saved != self.step or self.step == 0:
+        if self._saved != (self.step, self.schedule):
             self._save()
         self._event("finish", "" if self.step == self.plan.num_steps else "stopped early by an amendment")
         if self._records is not None:
@@ -145,7 +145,7 @@ class Loop:
             self._train_s += now - started
             self._done.append(_Done(step, sums, now - started, waited, self._train_s))
             evaluating = self.step in self._evals
-            saving = self.step - self._saved >= self.run.scale.save_every
+            saving = self.step - self._saved[0] >= self.run.scale.save_every
             if evaluating or saving or len(self._done) >= FLUSH_STEPS:
                 self._flush()
             if evaluating:
@@ -248,7 +248,7 @@ class Loop:
             write_checkpoint(folder, meta, self.worker.module, self.optimizer)
 
         self.session.save(write, {"step": self.step})
-        self._saved = self.step
+        self._saved = (self.step, self.schedule)
         self._event("checkpoint")
 
     def _load(self) -> None:
@@ -259,7 +259,8 @@ class Loop:
             check_checkpoint(meta, self.run, self.shards, folder)
             read_tensors(folder, self.worker.module, self.optimizer)
         self.schedule = self.schedule.newer(meta.schedule)
-        self.step = self._saved = meta.step
+        self.step = meta.step
+        self._saved = (meta.step, meta.schedule)
         self._train_s = meta.train_s
 
     def _boundary(self) -> int:

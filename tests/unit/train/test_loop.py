@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.data.shard import ShardSet
-from mgray.errors import CheckpointError, TrainingError
+from mgray.data.source import Block
+from mgray.errors import CheckpointError, TrainingError, VideoError
 from mgray.model.norm import convert_batchnorm
-from mgray.plan import PlanSpec
-from mgray.train.loop import Loop, build_optimizer
-from mgray.train.metrics import next_attempt
+from mgray.plan import Plan, PlanSpec, sample_at
+from mgray.plan.state import Amendment, ScheduleState
+from mgray.train import loop as loop_module
+from mgray.train.checkpoint import read_meta
+from mgray.train.loop import Loop, build_optimizer, clip_checksum
 from mgray.train.session import LocalSession
 from tests.support.shards import write_shards
 
 RUN = Run(
     plan=PlanSpec(
-        frames=4, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=24, epochs=20, lr_steps=(0, 16), lr_factors=(1.0, 0.1),
+        frames=4, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=24, epochs=16, lr_steps=(0, 14), lr_factors=(1.0, 0.1),
         lr=0.01, long_cycle="run", short_cycle=True, bn_group=2,
     ),
     data=DataSection(path="unused"),
@@ -31,6 +38,7 @@ RUN = Run(
     train=TrainSection(evals=2, eval_batch=3, precise_bn=1),
     scale=ScaleSection(save_every=1),
 )  # fmt: skip
+PLAN = Plan.compile(RUN.plan, 10)
 
 
 @pytest.fixture(scope="module")
@@ -38,67 +46,158 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return write_shards(tmp_path_factory.mktemp("loop"))
 
 
-class KeepsAll(LocalSession):
-    """Keeps every checkpoint, and may begin from any."""
-
-    begin: str = ""
-
-    def load(self):
-        session = LocalSession(self.folder)
-        if self.begin:
-            session._checkpoints = lambda: [self.folder / self.begin]
-        return session.load()
+def with_train(**values: Any) -> Run:
+    return dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, **values))
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
 
 
-def losses(folder: Path, attempt: int) -> dict[int, float]:
-    return {r["step"]: r["loss"] for r in records(folder) if r["kind"] == "step" and r["attempt"] == attempt}
+def events(folder: Path) -> list[str]:
+    return [record["event"] for record in records(folder, "event") if record["event"] != "checkpoint"]
+
+
+def outcome(folder: Path) -> tuple[dict[int, tuple[float, int]], dict[int, float]]:
+    """Loss and checksum of each step, loss of each validation: all that a run's numbers come to."""
+    steps = {r["step"]: (r["loss"], r["checksum"]) for r in records(folder, "step")}
+    return steps, {r["step"]: r["loss"] for r in records(folder, "eval")}
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    state = torch.load(folder / f"checkpoint_{step:09d}" / "state.pt", weights_only=True)
+    return state["model"]
 
 
 @pytest.fixture(scope="module")
 def finished(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint after each step."""
     folder = tmp_path_factory.mktemp("finished")
-    Loop(RUN, KeepsAll(folder, keep=1000), shards, folder, 0).train()
+    Loop(RUN, LocalSession(folder, keep=1000), shards, folder, 0).train()
     return folder
 
 
-def test_resumes_at_every_step_with_the_same_rest(shards: ShardSet, finished: Path) -> None:
-    whole = losses(finished, 0)
-    assert len({r["frames"] for r in records(finished) if r["kind"] == "step"}) == 3
-    for attempt, checkpoint in enumerate(sorted(path.name for path in finished.glob("checkpoint_*"))[:-1], 1):
-        session = KeepsAll(finished, keep=1000)
-        session.begin = checkpoint
-        loop = Loop(RUN, session, shards, finished, next_attempt(finished))
-        assert loop.attempt == attempt
-        first = loop.step
+def test_resumes_at_every_step_with_the_same_rest(shards: ShardSet, finished: Path, tmp_path: Path) -> None:
+    """Bit for bit: momentum, running statistics, dropout, order and crops are all where they were."""
+    steps, evals = outcome(finished)
+    assert len({r["frames"] for r in records(finished, "step")}) == 3 and len(evals) == 2
+    assert list(steps) == list(range(PLAN.num_steps))
+    for first in range(1, PLAN.num_steps):
+        folder = tmp_path / str(first)
+        shutil.copytree(finished / f"checkpoint_{first:09d}", folder / f"checkpoint_{first:09d}")
+        loop = Loop(RUN, LocalSession(folder), shards, folder, 1)
+        assert loop.step == first
         loop.train()
-        rest = losses(finished, attempt)
-        assert list(rest) == list(range(first, len(whole)))
-        assert list(rest.values()) == [whole[step] for step in rest]
+        rest = {step: value for step, value in steps.items() if step >= first}
+        assert outcome(folder) == (rest, {step: loss for step, loss in evals.items() if step > first})
+        ours, theirs = weights(folder, PLAN.num_steps), weights(finished, PLAN.num_steps)
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_finished_run_trains_no_more(shards: ShardSet, finished: Path, tmp_path: Path) -> None:
+    last = f"checkpoint_{PLAN.num_steps:09d}"
+    shutil.copytree(finished / last, tmp_path / last)
+    Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 1).train()
+    assert records(tmp_path, "step") == records(tmp_path, "eval") == []
+    assert events(tmp_path) == ["resume", "finish"]
 
 
 def test_the_run_is_recorded(finished: Path) -> None:
-    first = [record for record in records(finished) if record["attempt"] == 0]
-    assert [r["event"] for r in first if r["kind"] == "event"][:2] == ["start", "phase"]
-    assert first[-1]["event"] == "finish"
-    validations = [r for r in first if r["kind"] == "eval"]
-    assert len(validations) == 2 and all(r["num_clips"] == 5 and 0 <= r["top1"] <= 1 for r in validations)
-    assert list((finished / "tensorboard").iterdir())
+    assert events(finished) == ["start", *["phase"] * len(PLAN.phases), "finish"]
+    assert [r["step"] for r in records(finished, "event") if r["event"] == "phase"] == [
+        phase.first_step for phase in PLAN.phases
+    ]
+    assert records(finished, "event")[-1]["detail"] == ""
+    for record in records(finished, "step"):
+        step = PLAN.step_at(record["step"])
+        assert (record["clips"], record["frames"], record["crop"]) == (
+            step.shape.clips, step.shape.frames, step.shape.height,
+        )  # fmt: skip
+        assert record["lr"] == step.lr and 0 <= record["top1"] <= 1
+        samples = np.array([sample_at(position, 10, 0) for position in step.positions])
+        planned = Block(step.index, 0, np.empty(0), np.empty(0), samples, np.array(step.positions))
+        assert record["checksum"] == clip_checksum(planned)
+    seconds = [record["train_s"] for record in records(finished, "step")]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    assert all(r["num_clips"] == 5 and 0 <= r["top1"] <= r["top5"] == 1 for r in records(finished, "eval"))
+
+
+def test_another_seed_is_another_run(shards: ShardSet, finished: Path, tmp_path: Path) -> None:
+    """Seeds of 64 bits and negative ones too."""
+    first = outcome(finished)[0][0]
+    for number, seed in enumerate((1, -1, 123_456_789, 2**63 - 1)):
+        folder = tmp_path / str(number)
+        session = Stops(folder, stop=1)
+        Loop(with_train(seed=seed), session, shards, folder, 0).train()
+        assert outcome(folder)[0][0] != first
+
+
+@dataclasses.dataclass
+class Stops(LocalSession):
+    """A session whose driver has been told to stop."""
+
+    stop: int = 0
+    told_at: int = 0
+    boundaries: list[int] = dataclasses.field(default_factory=list)
+
+    def sync(self, state: ScheduleState, next_boundary: int) -> ScheduleState:
+        self.boundaries.append(next_boundary)
+        if state.amendments or len(self.boundaries) <= self.told_at:
+            return state
+        return ScheduleState(state.plan_digest, (Amendment("stop", self.stop),))
+
+
+@pytest.mark.parametrize("stop", [PLAN.phases[2].first_step, PLAN.phases[2].first_step + 1])
+def test_a_stop_between_phases_or_within_one(shards: ShardSet, finished: Path, tmp_path: Path, stop: int) -> None:
+    """It is validated and saved where it ends, and ends there again when it is started again."""
+    session = Stops(tmp_path, stop=stop, told_at=2)
+    Loop(RUN, session, shards, tmp_path, 0).train()
+    steps, evals = outcome(tmp_path)
+    assert steps == {step: value for step, value in outcome(finished)[0].items() if step < stop}
+    assert list(evals)[-1] == stop
+    assert session.boundaries == [phase.first_step + phase.num_steps for phase in PLAN.phases[:3]]
+    assert events(tmp_path) == ["start", *["phase"] * (2 if stop == PLAN.phases[2].first_step else 3), "finish"]
+    assert records(tmp_path, "event")[-1]["detail"] == "stopped early by an amendment"
+    assert read_meta(tmp_path / f"checkpoint_{stop:09d}").schedule.amendments == (Amendment("stop", stop),)
+    loop = Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 1)
+    loop.train()
+    assert loop.step == stop and outcome(tmp_path) == (steps, evals)
 
 
 def test_local_checkpoints_are_few_and_whole(shards: ShardSet, tmp_path: Path) -> None:
     Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 0).train()
-    assert len(list(tmp_path.glob("checkpoint_*"))) == 3
-    assert not list(tmp_path.glob("*.part*"))
+    steps = [PLAN.num_steps - 2, PLAN.num_steps - 1, PLAN.num_steps]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint_*")) == [f"checkpoint_{step:09d}" for step in steps]
+    assert [read_meta(tmp_path / f"checkpoint_{step:09d}").step for step in steps] == steps
+
+
+def test_a_write_that_is_cut_off_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    session = LocalSession(tmp_path)
+
+    def write(folder: Path) -> None:
+        (folder / "meta.json").write_text("{}")
+
+    def fail(folder: Path) -> None:
+        (folder / "state.pt").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with session.load() as folder:
+        assert folder is None
+    session.save(write, {"step": 3})
+    with pytest.raises(OSError, match="disk full"):
+        session.save(fail, {"step": 12})
+    with session.load() as folder:
+        assert folder == tmp_path / "checkpoint_000000003"
 
 
 def test_another_plan_names_the_setting(shards: ShardSet, finished: Path) -> None:
     other = dataclasses.replace(RUN, plan=dataclasses.replace(RUN.plan, lr=0.02))
     with pytest.raises(CheckpointError, match=r"plan\.lr 0\.01 -> 0\.02"):
         Loop(other, LocalSession(finished), shards, finished, 0)
+    with pytest.raises(CheckpointError, match=r"train\.seed 0 -> 5"):
+        Loop(with_train(seed=5), LocalSession(finished), shards, finished, 0)
+    Loop(dataclasses.replace(RUN, scale=ScaleSection(save_every=9)), LocalSession(finished), shards, finished, 0)
 
 
 def test_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -106,12 +205,88 @@ def test_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
         Loop(RUN, LocalSession(finished), write_shards(tmp_path, classes=2, frames=9), finished, 0)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names step and videos, and what it spoilt is not saved."""
+    bad = 4
+    names = [f"{sample_at(position, 10, 0)}.mp4" for position in PLAN.step_at(bad).positions]
+    whole = Loop._train_on
+
+    def train_on(loop: Loop, step: Any, block: Block) -> torch.Tensor:
+        return whole(loop, step, block) * (float("nan") if step.index == bad else 1.0)
+
+    monkeypatch.setattr(Loop, "_train_on", train_on)
+    with pytest.raises(TrainingError) as caught:
+        Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 0).train()
+    assert f"is not finite at step {bad} (videos {', '.join(names[:4])} and {len(names) - 4} more)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [r["step"] for r in records(tmp_path, "step")] == list(range(bad))
+    assert max(path.name for path in tmp_path.glob("checkpoint_*")) == f"checkpoint_{bad:09d}"
+
+
+def test_a_rate_that_is_too_high_is_noticed(shards: ShardSet, tmp_path: Path) -> None:
     run = dataclasses.replace(
-        RUN, plan=dataclasses.replace(RUN.plan, lr=1e30), train=dataclasses.replace(RUN.train, precise_bn=0)
+        with_train(precise_bn=0, evals=1), plan=dataclasses.replace(RUN.plan, lr=1e30), scale=ScaleSection()
     )
-    with pytest.raises(TrainingError, match=r"not finite at step \d+ \(videos \d+\.mp4"):
+    with pytest.raises(TrainingError, match=r"loss = (nan|inf): is not finite at step \d+ .* lower plan\.lr"):
         Loop(run, LocalSession(tmp_path), shards, tmp_path, 0).train()
+    assert not list(tmp_path.glob("checkpoint_*"))
+
+
+@dataclasses.dataclass
+class MixedUp(LocalSession):
+    """A session whose feed delivers the blocks of other steps."""
+
+    change: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def feed(self) -> MixedUp:
+        return self
+
+    def blocks(self, source: Any, segments: Any) -> contextlib.closing[Iterator[Block]]:
+        def blocks() -> Iterator[Block]:
+            for index in range(PLAN.num_steps):
+                block = source.block(index, 0, 1)
+                positions = block.positions_N + self.change.get("position", 0)
+                clips = block.clips_NTHWC[:, :, self.change.get("row", 0) :]
+                index = index + self.change.get("index", 0)
+                yield dataclasses.replace(block, index=index, clips_NTHWC=clips, positions_N=positions)
+
+        return contextlib.closing(blocks())
+
+
+@pytest.mark.parametrize("change", [{"index": 1}, {"row": 1}, {"position": 1000}])
+def test_a_block_of_another_step_is_noticed(shards: ShardSet, tmp_path: Path, change: dict[str, int]) -> None:
+    with pytest.raises(TrainingError, match="is not that of step 0"):
+        Loop(RUN, MixedUp(tmp_path, change=change), shards, tmp_path, 0).train()
+    assert records(tmp_path, "step") == []
+
+
+def test_a_video_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, damaged=4)
+    with pytest.raises(VideoError, match=r"4\.mp4"):
+        Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 0).train()
+
+
+def test_losses_are_recorded_in_few_collectives(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are flushed every FLUSH_STEPS, and at each phase, validation and save."""
+    sizes = []
+    flush = Loop._flush
+
+    def counted(loop: Loop) -> None:
+        sizes.append(len(loop._done))
+        flush(loop)
+
+    monkeypatch.setattr(Loop, "_flush", counted)
+    monkeypatch.setattr(loop_module, "FLUSH_STEPS", 3)
+    run = dataclasses.replace(with_train(evals=1, precise_bn=0), scale=ScaleSection(save_every=1000))
+    Loop(run, LocalSession(tmp_path), shards, tmp_path, 0).train()
+    flushed = [size for size in sizes if size]
+    assert sum(flushed) == PLAN.num_steps and max(flushed) == 3
+    assert len(flushed) < PLAN.num_steps
 
 
 def test_batch_norm_alone_has_no_weight_decay() -> None:
