@@ -131,7 +131,7 @@ class Worker:
         mine = None
         spans = dict.fromkeys(share.ranks for share in shares)
         for span in spans:
-            # a rank without clips has no part in the statistics; those with clips are contiguous
+            # a rank without clips has no part in the statistics
             active = [rank for rank in span if shares[rank].clips]
             if len(active) > 1:
                 group = self._session.subgroup(tuple(active))

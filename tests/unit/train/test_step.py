@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,22 @@ from torch import nn
 
 from mgray.config import DataSection, TrainSection
 from mgray.data.source import Block
-from mgray.model.norm import convert_batchnorm, defer_running_stats
-from mgray.plan import BatchShape
+from mgray.model.norm import commit_running_stats, convert_batchnorm, defer_running_stats, grouped_norms
+from mgray.plan import BatchShape, share_of
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
 
 DATA = DataSection(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
 
+@dataclass
 class Rank(LocalSession):
     """A rank among several that never meets the others."""
 
-    asked: list[tuple[int, ...]]
+    asked: list[tuple[int, ...]] = field(default_factory=list)
 
     def subgroup(self, ranks: tuple[int, ...]) -> str:
-        self.asked = [*getattr(self, "asked", []), ranks]
+        self.asked.append(ranks)
         return f"group {ranks}"
 
 
@@ -52,18 +54,42 @@ def block(clips: int) -> Block:
     return Block(0, 0, pixels, count % 3, count, count)
 
 
-def worker(train: TrainSection, model: nn.Module | None = None, rank: int = 0, world_size: int = 1) -> Worker:
-    session = Rank(Path("unused"), rank=rank, world_size=world_size)
-    return Worker(model or network(), session, DATA, train)
+def worker(train: TrainSection, rank: int = 0, world_size: int = 1) -> Worker:
+    return Alone(network(), Rank(Path("unused"), rank=rank, world_size=world_size), DATA, train)
 
 
-def test_clips_are_normalised() -> None:
-    batch = block(2)
-    got = worker(TrainSection(precision="float64")).clips(batch)
-    want = (batch.clips_NTHWC / 255.0 - np.array(DATA.mean)) / np.array(DATA.std)
-    assert got.shape == (2, 3, 2, 6, 6)
-    np.testing.assert_allclose(got.numpy(), want.transpose(0, 4, 1, 2, 3), rtol=1e-6, atol=1e-6)
-    assert got.is_contiguous(memory_format=torch.channels_last_3d)
+class Alone(Worker):
+    """A worker that commits the statistics of its own clips only."""
+
+    def commit(self) -> None:
+        commit_running_stats(grouped_norms(self.module))
+
+
+def part(batch: Block, clips: range) -> Block | None:
+    """What a rank has of a batch."""
+    if not clips:
+        return None
+    mine = slice(clips.start, clips.stop)
+    return Block(
+        batch.index, 0, batch.clips_NTHWC[mine], batch.labels_N[mine], batch.samples_N[mine], batch.positions_N[mine]
+    )
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-6), ("float64", 1e-14)])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_clips_are_normalised(precision: str, tolerance: float, channels_last: bool) -> None:
+    """Against the formula in float64; bfloat16 is autocast's business, not the input's."""
+    batch = block(3)
+    batch.clips_NTHWC.flags.writeable = False  # as a view of Ray's object store
+    ours = worker(TrainSection(precision=precision, channels_last=channels_last))
+    got = ours.clips(batch)
+    want = ((batch.clips_NTHWC / 255.0 - np.array(DATA.mean)) / np.array(DATA.std)).transpose(0, 4, 1, 2, 3)
+    assert got.shape == (3, 3, 2, 6, 6)
+    assert got.dtype == (torch.float64 if precision == "float64" else torch.float32)
+    np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=tolerance * 4)
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    assert got.is_contiguous(memory_format=layout)
+    assert torch.equal(ours.clips(batch, range(1, 3)), got[1:])
 
 
 @pytest.mark.parametrize("micro_groups", [0, 1, 2])
@@ -88,11 +114,67 @@ def test_the_gradient_is_that_of_the_global_mean(micro_groups: int) -> None:
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_uneven_shares_weigh_by_their_clips(world_size: int) -> None:
+    """The average over ranks, as DDP takes it, is the gradient of one process; so are the sums of losses."""
+    train = TrainSection(precision="float64", label_smoothing=0.1)
+    shape, groups, batch = BatchShape(15, 2, 6, 6), 7, block(15)
+    alone = worker(train)
+    total = alone.step(batch, shape, groups, torch.arange(15), torch.optim.SGD(alone.module.parameters(), lr=0.0))
+    sums, gradients = torch.zeros(2, dtype=torch.float64), None
+    sizes = []
+    for rank in range(world_size):
+        share = share_of(rank, world_size, 15, groups)
+        sizes.append(len(share.clips))
+        ours = worker(train, rank=rank, world_size=world_size)
+        keys = torch.arange(share.clips.start, share.clips.stop)
+        sums += ours.step(part(batch, share.clips), shape, groups, keys, torch.optim.SGD(ours.module.parameters(), 0.0))
+        mine = [p.grad / world_size for p in ours.module.parameters()]
+        gradients = mine if gradients is None else [a + b for a, b in zip(gradients, mine, strict=True)]
+    assert len(set(sizes)) > 1
+    torch.testing.assert_close(sums, total, rtol=1e-12, atol=0)
+    for together, parameter in zip(gradients, alone.module.parameters(), strict=True):
+        torch.testing.assert_close(together, parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_rank_without_clips_adds_a_zero_gradient_and_no_statistics() -> None:
+    ours = worker(TrainSection(precision="float64"), rank=0, world_size=3)
+    shape = BatchShape(2, 2, 6, 6)
+    assert not share_of(0, 3, 2, 1).clips
+    before = {name: value.clone() for name, value in ours.module.state_dict().items()}
+    optimizer = torch.optim.SGD(ours.module.parameters(), lr=1.0)
+    sums = ours.step(None, shape, 1, torch.zeros(0, dtype=torch.int64), optimizer)
+    assert sums.tolist() == [0.0, 0.0]
+    assert all(p.grad is not None and not p.grad.any() for p in ours.module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in ours.module.state_dict().items())
+    assert all(module.training for module in ours.module.modules())
+
+
+def test_a_long_gradient_is_clipped() -> None:
+    batch, shape = block(4), BatchShape(4, 2, 6, 6)
+    norms = []
+    for limit in (0.0, 0.01):
+        ours = worker(TrainSection(precision="float64", clip_grad=limit))
+        ours.step(batch, shape, 2, torch.arange(4), torch.optim.SGD(ours.module.parameters(), lr=0.0))
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in ours.module.parameters()])))
+    assert norms[0] > 0.01 and norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_observing_changes_running_statistics_only() -> None:
+    ours = worker(TrainSection(precision="float64"))
+    before = {name: value.clone() for name, value in ours.module.state_dict().items()}
+    ours.observe(block(6), BatchShape(6, 2, 6, 6), 2)
+    changed = {name for name, value in ours.module.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert all(p.grad is None for p in ours.module.parameters())
+
+
 def test_whole_groups_go_to_ranks() -> None:
     sizes = []
     for rank in range(3):
-        parts = worker(TrainSection(), rank=rank, world_size=3).micro_batches(BatchShape(28, 2, 6, 6), 5)
-        assert len(parts) == 1
+        ours = worker(TrainSection(), rank=rank, world_size=3)
+        parts = ours.micro_batches(BatchShape(28, 2, 6, 6), 5)
+        assert len(parts) == 1 and ours._session.asked == []
         assert parts[0].groups.process_group is None
         sizes += parts[0].groups.sizes
     assert sizes == [5, 6, 5, 6, 6]
@@ -115,5 +197,12 @@ def test_ranks_without_clips_have_no_part() -> None:
         ours = worker(TrainSection(), rank=rank, world_size=4)
         parts = ours.micro_batches(BatchShape(2, 2, 6, 6), 1)
         idle.append(not parts)
-        assert [len(ranks) for ranks in ours._session.asked] == [2]
-    assert sum(idle) == 2
+        assert ours._session.asked == [(1, 3)]
+    assert idle == [True, False, True, False]
+
+
+def test_micro_batches_are_whole_groups() -> None:
+    ours = worker(TrainSection(micro_groups=2), rank=1, world_size=2)
+    parts = ours.micro_batches(BatchShape(23, 2, 6, 6), 10)
+    assert [part.clips for part in parts] == [range(0, 5), range(5, 9), range(9, 12)]
+    assert [part.groups.sizes for part in parts] == [(2, 3), (2, 2), (3,)]
