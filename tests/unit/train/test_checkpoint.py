@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from mgray.errors import CheckpointError
-from mgray.plan.state import ScheduleState
+from mgray.plan.state import Amendment, ScheduleState
 from mgray.train.checkpoint import CheckpointMeta, newest_checkpoint, read_meta, read_tensors, write_checkpoint
 
 META = CheckpointMeta(
     step=7,
     run_digest="r",
     data_digest="d",
-    schedule=ScheduleState("p"),
+    schedule=ScheduleState("p", (Amendment("stop", 9),)),
     classes=("a", "b"),
     run={},
     train_s=1.5,
@@ -50,13 +50,27 @@ def test_round_trip(stored: Path) -> None:
     assert read_meta(stored) == META
     for name, value in other.state_dict().items():
         torch.testing.assert_close(value, want[name], rtol=0, atol=0)
-    assert other_optimizer.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+    momenta, others = (o.state_dict()["state"] for o in (optimizer, other_optimizer))
+    assert momenta.keys() == others.keys() == {0, 1}
+    for key, state in momenta.items():
+        assert torch.equal(state["momentum_buffer"], others[key]["momentum_buffer"])
 
 
 def test_a_cut_off_file_is_refused(stored: Path) -> None:
     tensors = stored / "state.pt"
     tensors.write_bytes(tensors.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"is damaged or cut off; use an earlier checkpoint"):
+        read_meta(stored)
+    tensors.unlink()
     with pytest.raises(CheckpointError, match="cut off"):
+        read_meta(stored)
+
+
+def test_a_changed_byte_is_noticed(stored: Path) -> None:
+    content = bytearray((stored / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (stored / "state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
         read_meta(stored)
 
 
@@ -68,16 +82,45 @@ def test_one_without_description_is_none(stored: Path) -> None:
         newest_checkpoint(stored.parent)
 
 
-@pytest.mark.parametrize(("content", "problem"), [("{", "damaged"), ("{}", "damaged"), ('{"format": 99}', "format 99")])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("{", "damaged"), ("{}", "damaged"), ("[]", "damaged"), ("\xff", "damaged"), ('{"format": 99}', "format 99")],
+)
 def test_a_damaged_description_is_refused(stored: Path, content: str, problem: str) -> None:
-    (stored / "meta.json").write_text(content)
-    with pytest.raises(CheckpointError, match=problem):
+    (stored / "meta.json").write_text(content, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=problem) as caught:
+        read_meta(stored)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["step", "schedule", "classes", "sha256"])
+def test_a_description_without_a_field_is_refused(stored: Path, field: str) -> None:
+    content = json.loads((stored / "meta.json").read_text())
+    del content[field]
+    (stored / "meta.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"is damaged \('{field}'\)"):
+        read_meta(stored)
+
+
+def test_an_amendment_of_a_later_mgray_is_refused(stored: Path) -> None:
+    content = json.loads((stored / "meta.json").read_text())
+    content["schedule"]["amendments"] = [["extend", 9]]
+    (stored / "meta.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="amendment = 'extend'"):
         read_meta(stored)
 
 
 def test_another_model_is_refused(stored: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not fit the model"):
+    with pytest.raises(CheckpointError, match=r"does not fit the model \(.*size mismatch") as caught:
         read_tensors(stored, trained(width=4)[0])
+    assert "\n" not in str(caught.value)
+    other = nn.Sequential(nn.Linear(3, 2))
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        read_tensors(stored, other)
+    model = nn.Linear(3, 2)
+    groups = [{"params": [parameter]} for parameter in model.parameters()]
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        read_tensors(stored, model, torch.optim.SGD(groups, lr=0.1))
 
 
 def test_the_newest_of_a_run_is_found(stored: Path) -> None:
@@ -88,3 +131,19 @@ def test_the_newest_of_a_run_is_found(stored: Path) -> None:
     (later / "meta.json").write_text(json.dumps(content | {"step": 12}))
     assert newest_checkpoint(stored.parent) == later
     assert newest_checkpoint(stored) == stored
+
+
+def test_a_checkpoint_that_is_being_written_is_not_the_newest(stored: Path) -> None:
+    part = stored.with_name("checkpoint_000000009.part17")
+    part.mkdir()
+    (part / "meta.json").write_text('{"step": 9')
+    assert newest_checkpoint(stored.parent) == stored
+
+
+def test_a_damaged_newest_checkpoint_is_not_passed_over(stored: Path) -> None:
+    """An evaluation of another checkpoint than the user means would mislead."""
+    later = stored.with_name("checkpoint_000000009")
+    later.mkdir()
+    (later / "meta.json").write_text('{"step": 9')
+    with pytest.raises(CheckpointError, match=r"checkpoint_000000009/meta\.json': is damaged"):
+        newest_checkpoint(stored.parent)
