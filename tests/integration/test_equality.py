@@ -38,7 +38,7 @@ def equality_run(shards: str, storage: Path, name: str, **scale: object) -> Run:
         storage=str(storage),
         plan=PlanSpec(
             frames=8, crop=32, batch=12, stride=1, jitter_min=36, jitter_max=48, epochs=40, lr_steps=(0, 39),
-            lr_factors=(1.0, 0.1), lr=0.0005, warmup_start_lr=0.0005, long_cycle="run", short_cycle=True, bn_group=8,
+            lr_factors=(1.0, 0.1), lr=5e-5, warmup_start_lr=5e-5, long_cycle="run", short_cycle=True, bn_group=8,
         ),
         data=DataSection(path=shards),
         model=ModelSection(name="slowfast", depth=10, width=8, alpha=4, fusion_kernel=3, dropout=0.3),
