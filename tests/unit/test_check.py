@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mgray.check import check_run, run_folder
+from mgray.check import check_run, differences, is_shards, run_folder
 from mgray.config import DataSection, ModelSection, Run
 from mgray.data.synthetic import write_motion_videos
 from mgray.errors import MgrayError
+from mgray.plan import PlanSpec
+from tests.support.shards import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,46 @@ def test_each_problem_is_named(videos: Path, tmp_path: Path) -> None:
     refused(dataclasses.replace(good, storage="s3://bucket/runs"), "storage", "s3://bucket/runs")
     refused(dataclasses.replace(good, model=ModelSection(name="resnet")), "model.name", "resnet", "slowfast")
     refused(dataclasses.replace(good, model=ModelSection(depth=51)), "model.depth", "51")
+    refused(dataclasses.replace(good, model=ModelSection(width=12)), "model.width", "12", "model.beta_inv = 8")
+    refused(dataclasses.replace(good, plan=PlanSpec(epoch_factor=0.001)), "plan.epoch_factor", "no whole epoch")
+
+
+def test_a_storage_that_is_no_folder(videos: Path, tmp_path: Path) -> None:
+    good = Run(name="mine", storage=str(tmp_path / "new" / "runs"), data=DataSection(path=str(videos)))
+    check_run(good)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    refused(dataclasses.replace(good, storage=str(tmp_path / "file")), "storage", "file is no folder")
+    refused(dataclasses.replace(good, storage=str(tmp_path / "file" / "runs")), "storage", "file is no folder")
+    refused(dataclasses.replace(good, storage=str(tmp_path), name="file"), "storage", "another --name")
+
+
+def test_shards_are_looked_into(tmp_path: Path) -> None:
+    write_shards(tmp_path, train=2, val=1)
+    run = Run(storage=str(tmp_path / "runs"), data=DataSection(path=str(tmp_path / "set")))
+    check_run(run)
+    shard = next((tmp_path / "set").glob("*/00000.arrow"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    refused(run, "data.path", "00000.arrow is damaged")
+    shard.unlink()
+    refused(run, "data.path", "00000.arrow is missing")
+    shard.write_bytes(content)
+    manifest = tmp_path / "set" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    refused(run, "data.path", "version 2, this code reads 1")
+
+
+def test_a_list_is_looked_into(videos: Path, tmp_path: Path) -> None:
+    paths = sorted(str(path) for path in videos.rglob("*.mp4"))
+    listed = tmp_path / "list.csv"
+    run = Run(storage=str(tmp_path), data=DataSection(path=str(listed)))
+    listed.write_text("".join(f"{path},{Path(path).parent.name}\n" for path in paths))
+    check_run(run)
+    listed.write_text("".join(f"{path},{Path(path).parent.name}\n" for path in [*paths, "/nowhere/missing.mp4"]))
+    refused(run, str(listed), "/nowhere/missing.mp4")
+    listed.write_text("path,label\na.mp4\n")
+    refused(run, str(listed), "line 2")
 
 
 def test_an_empty_class_is_named(tmp_path: Path) -> None:
@@ -51,5 +93,23 @@ def test_a_name_in_use_names_what_differs(videos: Path, tmp_path: Path) -> None:
     check_run(dataclasses.replace(run, scale=dataclasses.replace(run.scale, workers=7)))
     other = dataclasses.replace(run, plan=dataclasses.replace(run.plan, lr=0.5))
     refused(other, "name = 'mine'", "plan.lr 0.1 -> 0.5")
-    (run_folder(run) / "run.json").write_text("{}x")
-    refused(run, "name = 'mine'")
+    both = dataclasses.replace(other, train=dataclasses.replace(run.train, seed=3))
+    refused(both, "plan.lr 0.1 -> 0.5, train.seed 0 -> 3", str(run_folder(run)))
+    for content in ("{}x", "[]", '{"plan": {"unknown": 1}}'):
+        (run_folder(run) / "run.json").write_text(content)
+        refused(run, "name = 'mine'", "another mgray")
+
+
+def test_what_does_not_change_the_result_may_change(videos: Path, tmp_path: Path) -> None:
+    run = Run(storage=str(tmp_path), data=DataSection(path=str(videos)))
+    moved = dataclasses.replace(run, data=DataSection(path="/elsewhere", max_broken=0.5))
+    assert differences(run.to_json(), moved) == ""
+    assert moved.digest() == run.digest()
+    lower = dataclasses.replace(run, plan=dataclasses.replace(run.plan, lr=0.01, epochs=250))
+    assert differences(run.to_json(), lower) == "plan.epochs 239 -> 250, plan.lr 0.1 -> 0.01"
+
+
+def test_which_paths_are_shards(videos: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path, train=2, val=1)
+    assert is_shards(str(tmp_path / "set")) and is_shards("s3://bucket/data")
+    assert not is_shards(str(videos)) and not is_shards("/missing")
