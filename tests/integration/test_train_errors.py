@@ -104,6 +104,16 @@ def test_a_video_that_does_not_decode_in_training_is_one_line(
     assert (tmp_path / "bad" / "metrics.jsonl").read_text().count('"event": "start"') == 1
 
 
+def test_workers_that_return_without_the_end_are_no_success(
+    ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a run is given up and its driver has died with the reason."""
+    write_shards(tmp_path, train=2, val=1)
+    monkeypatch.setattr("mgray.trainer._fit", lambda run, folder, shards, driver: None)
+    arguments = ["train", "smoke", "--data.path", str(tmp_path / "set"), "--storage", str(tmp_path), "--name", "lost"]
+    refused(arguments, capsys, "run = 'lost': ended before its schedule; start it again")
+
+
 def test_train_evaluate_and_train_again(
     ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
