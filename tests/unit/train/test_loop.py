@@ -30,7 +30,7 @@ from tests.support.shards import write_shards
 
 RUN = Run(
     plan=PlanSpec(
-        frames=4, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=24, epochs=16, lr_steps=(0, 14), lr_factors=(1.0, 0.1),
+        frames=4, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=24, epochs=12, lr_steps=(0, 10), lr_factors=(1.0, 0.1),
         lr=0.01, long_cycle="run", short_cycle=True, bn_group=2,
     ),
     data=DataSection(path="unused"),
