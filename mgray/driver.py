@@ -6,6 +6,7 @@ brings it up to date.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
@@ -82,9 +83,9 @@ class ScheduleDriver:
         self._given_up = self._given_up or final
 
     async def status(self) -> dict[str, Any]:
-        """Latest progress, schedule version, and the failure that ended the run, if one did."""
+        """Latest progress, schedule version, the failure that ended the run, if one did, and the actor's process."""
         failure = self._failure if self._given_up else None
-        return {**self._progress, "version": self._state.version, "failure": failure}
+        return {**self._progress, "version": self._state.version, "failure": failure, "pid": os.getpid()}
 
 
 def start_driver(name: str, state: ScheduleState) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import threading
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_amendments_wait_for_the_workers_word() -> None:
     with pytest.raises(ConfigError, match="before step 20"):
         asyncio.run(driver.amend(Amendment("stop", 19)))
     assert asyncio.run(driver.amend(Amendment("stop", 25))).amendments == (*AMENDED.amendments, Amendment("stop", 25))
-    assert asyncio.run(driver.status()) == {"step": 17, "version": 2, "failure": None}
+    assert asyncio.run(driver.status()) == {"step": 17, "version": 2, "failure": None, "pid": os.getpid()}
 
 
 def test_only_a_new_start_of_the_workers_lowers_the_boundary() -> None:
@@ -105,7 +106,12 @@ def test_a_stop_holds_at_its_step_and_the_driver_may_die(shards: str, tmp_path: 
             assert time.monotonic() < deadline
             time.sleep(0.02)
         driver = ray.get_actor("mgray-stopped", namespace=NAMESPACE)
+        killed = ray.get(driver.status.remote())["pid"]
         ray.kill(driver, no_restart=False)
+        # what the old process still took would die with it
+        while ray.get(driver.status.remote())["pid"] == killed:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         while not versions:
             assert time.monotonic() < deadline
             try:
