@@ -14,6 +14,9 @@ from mgray.errors import CheckpointError, ConfigError, MgrayError
 from mgray.model import check_model
 from mgray.plan import Plan
 
+SHARDS_FOLDER = "shards"
+"""Folder of a storage that holds the shards of the videos that runs were given."""
+
 
 def run_folder(run: Run) -> Path:
     """The folder of a run's records and checkpoints."""
@@ -67,7 +70,10 @@ def check_name(run: Run) -> None:
 
     Raises:
         CheckpointError: it names the settings that differ.
+        ConfigError: the name is taken.
     """
+    if run.name == SHARDS_FOLDER:
+        raise ConfigError("name", run.name, "is the folder of ingested videos beside the runs", "give another --name")
     stored = run_folder(run) / "run.json"
     if stored.is_file():
         try:

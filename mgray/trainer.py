@@ -19,7 +19,7 @@ import ray.train.torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mgray.check import check_run, is_shards, run_folder
+from mgray.check import SHARDS_FOLDER, check_run, is_shards, run_folder
 from mgray.config import Run
 from mgray.data.annotations import read_annotations
 from mgray.data.feed import GridDataConfig, quiet_ray_data
@@ -125,7 +125,7 @@ def open_data(run: Run, console: Console) -> ShardSet:
         source = str(Path(path).expanduser().absolute())
         key = json.dumps([source, run.plan.jitter_max, run.data.val_fraction])
         name = f"{Path(source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        path = str(run_folder(run).parent / "shards" / name)
+        path = str(run_folder(run).parent / SHARDS_FOLDER / name)
         ingest_with_progress(
             source,
             path,

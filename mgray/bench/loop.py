@@ -111,17 +111,19 @@ def bench_loop(*, workers: int = 1, rounds: int = 5, workload: str = "demo") -> 
             "bench", ScheduleState(Plan.compile(run.plan, ShardSet.open(shards).num_samples("train")).digest())
         )
         config = {"run": run.to_json(), "shards": shards, "folder": folder, "rounds": rounds, "driver": driver}
-        ray.train.torch.TorchTrainer(
-            _work,
-            train_loop_config=config,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": run.scale.cpus}
-            ),
-            run_config=ray.train.RunConfig(name="bench", storage_path=folder),
-            datasets={FEED: cast(Any, lambda: run.feed)},
-            dataset_config=GridDataConfig(),
-        ).fit()
-        ray.kill(driver)
+        try:
+            ray.train.torch.TorchTrainer(
+                _work,
+                train_loop_config=config,
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": run.scale.cpus}
+                ),
+                run_config=ray.train.RunConfig(name="bench", storage_path=folder),
+                datasets={FEED: cast(Any, lambda: run.feed)},
+                dataset_config=GridDataConfig(),
+            ).fit()
+        finally:
+            ray.kill(driver)
         return _summary(json.loads(Path(folder, "bench.json").read_text()), run)
 
 

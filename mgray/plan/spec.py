@@ -146,4 +146,7 @@ class PlanSpec:
 
     def baseline(self) -> PlanSpec:
         """The constant schedule that this one is compared with."""
-        return dataclasses.replace(self, long_cycle="off", short_cycle=False, epoch_factor=1.0)
+        factors = self.lr_factors or (1.0,)
+        while len(factors) < len(self.lr_steps):  # with a long cycle, gamma says what the later stages' rates are
+            factors = (*factors, factors[-1] * self.gamma)
+        return dataclasses.replace(self, long_cycle="off", short_cycle=False, epoch_factor=1.0, lr_factors=factors)

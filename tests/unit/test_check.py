@@ -35,6 +35,7 @@ def test_each_problem_is_named(videos: Path, tmp_path: Path) -> None:
     check_run(good)
     refused(dataclasses.replace(good, data=DataSection()), "data.path")
     refused(dataclasses.replace(good, data=DataSection(path="/missing")), "data.path", "/missing")
+    refused(dataclasses.replace(good, name="shards"), "name = 'shards'")
     refused(dataclasses.replace(good, storage="s3://bucket/runs"), "storage", "s3://bucket/runs")
     refused(dataclasses.replace(good, model=ModelSection(name="resnet")), "model.name", "resnet", "slowfast")
     refused(dataclasses.replace(good, model=ModelSection(depth=51)), "model.depth", "51")

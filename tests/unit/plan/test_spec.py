@@ -61,3 +61,9 @@ def test_baseline_has_the_base_shape_and_the_recipe_s_epochs() -> None:
     assert not spec.is_constant
     assert spec.baseline().is_constant
     assert spec.baseline() == dataclasses.replace(spec, long_cycle="off", short_cycle=False, epoch_factor=1.0)
+
+
+def test_the_baseline_of_a_long_cycle_has_a_rate_for_each_stage() -> None:
+    spec = PlanSpec(long_cycle="stage", lr_factors=(1.0,), gamma=0.5)
+    assert spec.baseline().lr_factors == (1.0, 0.5, 0.25, 0.125)
+    assert PlanSpec(long_cycle="stage").baseline().lr_factors == (1.0, 0.1, 0.01, 0.001)
