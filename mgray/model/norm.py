@@ -3,11 +3,13 @@
 The reference calls it sub-batch norm within a device and sync batch norm over several (paper, section 3.3). Here the
 groups belong to the global batch, so a step normalises alike on any number of ranks.
 
-Shape suffixes: N clips of this rank, C channels, X the product of the remaining dimensions.
+Shape suffixes: N clips of this rank, C channels, X the product of the remaining dimensions, G groups, K norms,
+R ranks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,19 +31,32 @@ class BnGroups:
     process_group: dist.ProcessGroup | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """The statistics that one forward pass of a norm normalised with."""
+
+    mean_GC: Tensor
+    rstd_GC: Tensor
+    """Reciprocal standard deviations, `eps` included."""
+    sizes: tuple[int, ...]
+    """Clips of each group on this rank."""
+    elements: int
+    """Elements of one channel of a clip."""
+
+
 class GroupedBatchNorm3d(nn.BatchNorm3d):
     """`nn.BatchNorm3d` whose training statistics are those of each BN group.
 
     Without groups it is plain batch norm, and its state dict is that of `nn.BatchNorm3d` whatever the groups are. The
     running variance is the total variance over groups (within plus between), i.e. that of the whole global batch.
 
-    With `defer` set, a training step leaves its moments in `pending` and `commit_running_stats` applies them, over all
-    ranks together.
+    With `defer` set, a training step leaves its statistics in `pending` and `commit_running_stats` applies them, over
+    all ranks together.
     """
 
     groups: BnGroups | None = None
     defer: bool = False
-    pending: Tensor | None = None
+    pending: tuple[BatchStats, ...] = ()
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [N, C, T, H, W]; raises ValueError where the groups' sizes do not add up to N."""
@@ -52,42 +67,38 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
         if sum(groups.sizes) != input.shape[0]:
             raise ValueError(f"BN groups of {groups.sizes} clips do not cover a batch of {input.shape[0]}")
         if groups.process_group is not None:
-            output, moments = self._synchronised(input, groups.process_group)
+            output, mean_GC, rstd_GC = self._synchronised(input, groups.process_group)
         else:
-            output, moments = self._local(input, groups.sizes)
-        self.pending = moments if self.pending is None else self.pending + moments
+            output, mean_GC, rstd_GC = self._local(input, groups.sizes)
+        elements = input[0, 0].numel()
+        self.pending = (*self.pending, BatchStats(mean_GC.detach(), rstd_GC.detach(), groups.sizes, elements))
         if not self.defer and self.track_running_stats:
             commit_running_stats([self])
         return output
 
-    def _local(self, input: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _local(self, input: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         # native_batch_norm returns the statistics that it used, so that they are computed once
         if len(sizes) == 1:
             output, mean_C, rstd_C = torch.native_batch_norm(
                 input, self.weight, self.bias, None, None, True, 0.0, self.eps
             )
-            stats_2GC = torch.stack([mean_C, rstd_C]).unsqueeze(1)
-        elif torch.compiler.is_compiling():  # a compiler fuses the copies away that _LocalNorm spares
+            return output, mean_C.unsqueeze(0), rstd_C.unsqueeze(0)
+        if torch.compiler.is_compiling():  # a compiler fuses the copies away that _LocalNorm spares
             parts = [
                 torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0.0, self.eps)
                 for part in torch.split(input, list(sizes))
             ]
-            output = torch.cat([part[0] for part in parts])
-            stats_2GC = torch.stack([torch.stack([part[i] for part in parts]) for i in (1, 2)])
-        else:
-            output, stats_2GC = _LocalNorm.apply(input, self.weight, self.bias, self.eps, sizes)
-        mean_GC, rstd_GC = stats_2GC.detach().double()
-        var_GC = (rstd_GC.square().reciprocal() - self.eps).clamp_min(0.0)
-        elements = input.numel() // (input.shape[0] * input.shape[1])
-        moments = [
-            _moments(mean_C, var_C, elements * size) for mean_C, var_C, size in zip(mean_GC, var_GC, sizes, strict=True)
-        ]
-        return output, torch.stack(moments).sum(0)
+            return (
+                torch.cat([part[0] for part in parts]),
+                torch.stack([part[1] for part in parts]),
+                torch.stack([part[2] for part in parts]),
+            )
+        output, stats_2GC = _LocalNorm.apply(input, self.weight, self.bias, self.eps, sizes)
+        return output, stats_2GC[0], stats_2GC[1]
 
-    def _synchronised(self, input: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-        output, mean_C, var_C = _SynchronisedNorm.apply(input, self.weight, self.bias, self.eps, process_group)
-        # each rank of the group reports its own clips' part of the group's moments
-        return output, _moments(mean_C.double(), var_C.double(), input.numel() // input.shape[1])
+    def _synchronised(self, input: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+        output, mean_C, rstd_C = _SynchronisedNorm.apply(input, self.weight, self.bias, self.eps, process_group)
+        return output, mean_C.unsqueeze(0), rstd_C.unsqueeze(0)
 
 
 class _LocalNorm(torch.autograd.Function):
@@ -138,7 +149,8 @@ def _stats_dtype(input: Tensor, weight: Tensor | None) -> torch.dtype:
 class _SynchronisedNorm(torch.autograd.Function):
     """Batch norm whose statistics span the ranks of a process group: one collective forward, one backward.
 
-    Returns output, mean and variance. Gradients of weight and bias are those of this rank's clips.
+    Returns output, mean and reciprocal standard deviation (float64). Gradients of weight and bias are those of this
+    rank's clips.
     """
 
     @staticmethod
@@ -162,14 +174,15 @@ class _SynchronisedNorm(torch.autograd.Function):
         total_mean = (weight_R1 * mean_RC).sum(0)
         total_var = (weight_R1 * (var_RC + (mean_RC - total_mean).square())).sum(0)
         shape = (1, -1, *[1] * (x_NCX.dim() - 2))
-        mean, rstd = total_mean.to(x_NCX.dtype).view(shape), (total_var + eps).rsqrt().to(x_NCX.dtype).view(shape)
+        total_rstd = (total_var + eps).rsqrt()
+        mean, rstd = total_mean.to(x_NCX.dtype).view(shape), total_rstd.to(x_NCX.dtype).view(shape)
         ctx.save_for_backward(input, weight, mean, rstd)
         ctx.process_group, ctx.count, ctx.dims = process_group, rows_RM[:, -1].sum().to(x_NCX.dtype), dims
         output = (x_NCX - mean) * rstd
         if weight is not None and bias is not None:
             output = output * weight.view(shape) + bias.view(shape)
-        ctx.mark_non_differentiable(total_mean, total_var)
-        return output.to(input.dtype), total_mean, total_var
+        ctx.mark_non_differentiable(total_mean, total_rstd)
+        return output.to(input.dtype), total_mean, total_rstd
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
@@ -189,11 +202,6 @@ class _SynchronisedNorm(torch.autograd.Function):
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _moments(mean_C: Tensor, var_C: Tensor, count: int) -> Tensor:
-    """[2C + 1] in float64: element count times (mean, mean square), and the count."""
-    return torch.cat([mean_C, var_C + mean_C.square(), mean_C.new_ones(1)]) * count
 
 
 def grouped_norms(model: nn.Module) -> Iterator[GroupedBatchNorm3d]:
@@ -225,34 +233,74 @@ def defer_running_stats(model: nn.Module) -> None:
 def commit_running_stats(
     norms: Iterable[GroupedBatchNorm3d], process_group: dist.ProcessGroup | None = None, *, reduce: bool = False
 ) -> None:
-    """Update running statistics with the moments of the forward passes since the last call (the micro-batches of a step).
+    """Update running statistics with those of the forward passes since the last call (the micro-batches of a step).
 
     With `reduce` the moments are first summed over the ranks, in one collective, so that each rank ends with the
     statistics of the global batch. Every rank has to take part, and a rank that saw no clip adds nothing. A norm that no rank
     used keeps its statistics.
     """
-    norms = [norm for norm in norms if norm.track_running_stats and (reduce or norm.pending is not None)]
+    norms = [norm for norm in norms if norm.track_running_stats and (reduce or norm.pending)]
     if not norms:
         return
-    flat = torch.cat([_pending(norm) for norm in norms])
+    channels = [norm.num_features for norm in norms]
+    # mean and mean square times clips [2, sum of C], clips and elements [2, norms]: all norms at once, as each is small
+    sums_2C, counts_2K = _clip_sums(norms), _counts(norms)
     if reduce:
+        flat = torch.cat([sums_2C.flatten(), counts_2K.flatten()])
         dist.all_reduce(flat, group=process_group)
-    for norm, row in zip(norms, torch.split(flat, [2 * norm.num_features + 1 for norm in norms]), strict=True):
-        norm.pending = None
+        sums_2C, counts_2K = flat[: sums_2C.numel()].view(2, -1), flat[sums_2C.numel() :].view(2, -1)
+    means, variances, batches = [], [], []
+    for norm in norms:
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-        used, count = row[-1] > 0, row[-1].clamp_min(1.0)
-        mean, mean_square = (row[:-1] / count).view(2, -1)
-        var = (mean_square - mean.square()).clamp_min(0.0) * (count / (count - 1.0).clamp_min(1.0))
-        norm.num_batches_tracked += used
-        # the weight stays a tensor, so that nothing waits for the device
-        weight = used.to(norm.running_mean.dtype)
-        weight = weight / norm.num_batches_tracked.clamp_min(1) if norm.momentum is None else weight * norm.momentum
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
-        norm.running_var.lerp_(var.to(norm.running_var.dtype), weight)
+        means.append(norm.running_mean)
+        variances.append(norm.running_var)
+        batches.append(norm.num_batches_tracked)
+        norm.pending = ()
+    used_K = counts_2K[0] > 0
+    torch._foreach_add_(batches, list(used_K.unbind()))
+    # weights stay tensors, so that nothing waits for the device
+    momentum_K = counts_2K.new_tensor([math.nan if norm.momentum is None else norm.momentum for norm in norms])
+    momentum_K = torch.where(
+        momentum_K.isnan(), torch.stack(batches).clamp_min(1).to(momentum_K.dtype).reciprocal(), momentum_K
+    )
+    repeats = torch.tensor(channels, device=counts_2K.device)
+    clips_C, elements_C, weight_C = torch.stack([*counts_2K, momentum_K * used_K]).repeat_interleave(
+        repeats, dim=1, output_size=sum(channels)
+    )
+    mean_C, square_C = sums_2C / clips_C.clamp_min(1.0)
+    unbiased_C = elements_C / (elements_C - 1.0).clamp_min(1.0)
+    var_C = (square_C - mean_C.square()).clamp_min(0.0) * unbiased_C
+    for running, batch_C in ((means, mean_C), (variances, var_C)):
+        updated_C = torch.cat([value.to(batch_C.dtype) for value in running]).lerp(batch_C, weight_C)
+        torch._foreach_copy_(running, list(torch.split(updated_C, channels)))
 
 
-def _pending(norm: GroupedBatchNorm3d) -> Tensor:
-    if norm.pending is not None:
-        return norm.pending
-    assert norm.running_mean is not None
-    return norm.running_mean.new_zeros(2 * norm.num_features + 1, dtype=torch.float64)
+def _clip_sums(norms: list[GroupedBatchNorm3d]) -> Tensor:
+    """[2, channels of all norms] in float64: means and mean squares of this rank's groups, times their clips."""
+    alike: dict[tuple[float, tuple[tuple[int, ...], ...]], list[int]] = {}
+    for index, norm in enumerate(norms):
+        alike.setdefault((norm.eps, tuple(stats.sizes for stats in norm.pending)), []).append(index)
+    sums: dict[int, Tensor] = {}
+    for (eps, passes), members in alike.items():
+        channels = [norms[index].num_features for index in members]
+        running_mean = norms[members[0]].running_mean
+        assert running_mean is not None
+        total_2C = running_mean.new_zeros(2, sum(channels), dtype=torch.float64)
+        for number, sizes in enumerate(passes):
+            stats = [norms[index].pending[number] for index in members]
+            mean_GC = torch.cat([item.mean_GC for item in stats], dim=1).double()
+            rstd_GC = torch.cat([item.rstd_GC for item in stats], dim=1).double()
+            square_GC = (rstd_GC.square().reciprocal() - eps).clamp_min(0.0) + mean_GC.square()
+            clips_G1 = mean_GC.new_tensor(sizes).unsqueeze(1)
+            total_2C += (torch.stack([mean_GC, square_GC]) * clips_G1).sum(1)
+        sums.update(zip(members, torch.split(total_2C, channels, dim=1), strict=True))
+    return torch.cat([sums[index] for index in range(len(norms))], dim=1)
+
+
+def _counts(norms: list[GroupedBatchNorm3d]) -> Tensor:
+    """[2, norms] in float64: this rank's clips, and its elements of a channel."""
+    clips = [sum(sum(stats.sizes) for stats in norm.pending) for norm in norms]
+    elements = [sum(sum(stats.sizes) * stats.elements for stats in norm.pending) for norm in norms]
+    running_mean = norms[0].running_mean
+    assert running_mean is not None
+    return torch.tensor([clips, elements], dtype=torch.float64, device=running_mean.device)
