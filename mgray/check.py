@@ -9,7 +9,8 @@ from typing import Any
 
 from mgray.config import INGEST_FIELDS, Run
 from mgray.data.annotations import read_annotations
-from mgray.data.shard import MANIFEST, ShardSet
+from mgray.data.manifest import MANIFEST
+from mgray.data.shard import ShardSet
 from mgray.errors import CheckpointError, ConfigError, MgrayError
 from mgray.model import check_model
 from mgray.plan import Plan

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from mgray.errors import ConfigError
 from mgray.plan import PlanSpec
 
-INGEST_FIELDS = ("path", "max_broken")
+INGEST_FIELDS = ("path", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
 
 
@@ -37,6 +37,10 @@ class DataSection:
     """Share of the videos held out for validation where the data names no split (whole groups, a fixed draw)."""
     max_broken: float = 0.01
     """Share of videos that may fail to decode when they are ingested; they are left out and listed, above it is an error."""
+    levels: tuple[int, ...] = ()
+    """Short sides in pixels that videos are stored at when they are ingested, falling; empty takes what suits the plan's crops."""
+    enlarge: float = 1.25
+    """How much a level coarser than the finest may be enlarged (sources of 256 pixels, resized to 320, are as well); 1 never."""
     fps: float = 0.0
     """Frames per second that `plan.stride` counts in; 0 counts each video's own frames."""
     flip: bool = True
@@ -49,6 +53,18 @@ class DataSection:
     def __post_init__(self) -> None:
         _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "is outside (0, 1)", "use e.g. 0.2")
         _require(0 <= self.max_broken < 1, "data.max_broken", self.max_broken, "is outside [0, 1)", "use e.g. 0.01")
+        falling = all(finer > coarser >= 2 for finer, coarser in zip(self.levels, self.levels[1:], strict=False))
+        _require(
+            falling and all(level >= 2 for level in self.levels), "data.levels", self.levels, "are no falling short sides",
+            "give e.g. 256 180 128",
+        )  # fmt: skip
+        _require(
+            math.isfinite(self.enlarge) and self.enlarge >= 1,
+            "data.enlarge",
+            self.enlarge,
+            "is below 1",
+            "give 1 or more",
+        )
         _require(
             math.isfinite(self.fps) and self.fps >= 0, "data.fps", self.fps, "must not be negative",
             "give frames per second, or 0 for each video's own",
@@ -142,6 +158,8 @@ class TrainSection:
 class FeedSection:
     """Decoding: has no bearing on what is trained, only on how fast."""
 
+    source: Literal["shards", "files"] = "shards"
+    """Where clips are decoded from, if data.path names videos: shards that are ingested first, or the files as they are (slower)."""
     decoders: int = 1
     """Decode tasks that run at once for each worker, beside it on its node."""
     ahead: int = 32

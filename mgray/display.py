@@ -1,16 +1,21 @@
-"""What a person sees of a run while it trains: a progress bar on a terminal, a line now and then elsewhere."""
+"""What a person sees: of a run while it trains (a bar on a terminal, a line now and then elsewhere), and of ingested data."""
 
 from __future__ import annotations
 
+import datetime
 import time
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group
+from rich.filesize import decimal
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
+from mgray.data.estimate import Estimate
+from mgray.data.shard import ShardSet
 from mgray.plan import Plan, progress_at
 
 LINE_EVERY_S = 30.0
@@ -64,3 +69,44 @@ class TrainDisplay:
         if not self._console.is_terminal and now - self._line_at >= LINE_EVERY_S:
             self._line_at = now
             self._console.print(f"{self._title}: {100 * done:.0f} %  {text}", soft_wrap=True)
+
+
+def print_shards(shards: ShardSet, console: Console | None = None) -> None:
+    """A table of what an ingested dataset holds."""
+    console = console or Console()
+    found = shards.summary()
+    table = Table(title=found["path"], title_justify="left", show_header=False)
+    table.add_row("videos", f"{found['videos']['train']:,} to train on, {found['videos']['val']:,} to validate on")
+    table.add_row("classes", f"{found['classes']:,}")
+    table.add_row("length", f"{found['frames']:,} frames, {datetime.timedelta(seconds=round(found['seconds']))}")
+    kinds = (f"{count:,} {name}" for key in ("source_codecs", "pixel_formats") for name, count in found[key].items())
+    table.add_row("sources", f"{decimal(found['source_bytes'])}; {', '.join(kinds)}")
+    for level in found["levels"]:
+        share = level["bytes"] / max(1, found["source_bytes"])
+        table.add_row(
+            "packet tables" if level["level"] == "source" else f"level {level['level']}",
+            f"{level['videos']:,} videos, {decimal(level['bytes'])} ({share:.2f} of the sources) in {level['shards']:,} files",
+        )
+    if found["broken"]:
+        table.add_row("left out", "\n".join(f"{item['path']}: {item['reason']}" for item in found["broken"][:10]))
+    console.print(table)
+
+
+def print_estimate(found: Estimate, cores: int, console: Console | None = None) -> None:
+    """What an ingest will take."""
+    console = console or Console()
+    total = sum(found.stored_bytes.values())
+    console.print(
+        f"{found.videos:,} videos of {decimal(found.source_bytes)}; {found.tried} of them were encoded for this estimate"
+    )
+    for level, size in found.stored_bytes.items():
+        console.print(f"  {level:>6}  {decimal(size)}", highlight=False)
+    share = total / max(1, found.source_bytes)
+    console.print(
+        f"stored: about {decimal(total)}, {share:.2f} of the sources; "
+        f"time: about {datetime.timedelta(seconds=round(found.cpu_s))} of one core, "
+        f"{datetime.timedelta(seconds=round(found.cpu_s / cores))} on the {cores} cores of this machine",
+        soft_wrap=True,
+    )
+    for item in found.broken:
+        console.print(f"mgray: warning: {item.path} {item.reason}", soft_wrap=True)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +22,12 @@ from rich.progress import Progress
 from mgray.check import SHARDS_FOLDER, check_run, is_shards, run_folder
 from mgray.config import Run
 from mgray.data.annotations import read_annotations
+from mgray.data.decode import DECODE_LIMIT_S
 from mgray.data.feed import GridDataConfig, quiet_ray_data
-from mgray.data.ingest import IngestProgress, ingest
-from mgray.data.shard import MANIFEST, Manifest, ShardSet
+from mgray.data.ingest import LEVELS, SOURCE, IngestProgress, ingest
+from mgray.data.levels import levels_of
+from mgray.data.manifest import MANIFEST, VERSION, Manifest
+from mgray.data.shard import ShardSet
 from mgray.display import TrainDisplay
 from mgray.driver import start_driver
 from mgray.errors import ConfigError, DataError, MgrayError, TrainingError
@@ -119,17 +122,21 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
 
 
 def open_data(run: Run, console: Console) -> ShardSet:
-    """The run's shards; a folder or list of videos is ingested first, once for all runs of this storage."""
+    """The run's shards; a folder or list of videos is ingested first, once for all runs of this storage.
+
+    With `feed.source` "files" it is only indexed: its packets stay where they are.
+    """
     path = run.data.path
     if not is_shards(path):
         source = str(Path(path).expanduser().absolute())
-        key = json.dumps([source, run.plan.jitter_max, run.data.val_fraction])
+        levels = SOURCE if run.feed.source == "files" else run.data.levels or levels_of(run.plan, run.data.enlarge)
+        key = json.dumps([VERSION, source, levels, run.data.val_fraction])
         name = f"{Path(source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         path = str(run_folder(run).parent / SHARDS_FOLDER / name)
         ingest_with_progress(
             source,
             path,
-            short_side=run.plan.jitter_max,
+            levels=levels,
             val_fraction=run.data.val_fraction,
             max_broken=run.data.max_broken,
             console=console,
@@ -143,9 +150,10 @@ def ingest_with_progress(
     source: str,
     out: str,
     *,
-    short_side: int = 256,
+    levels: Sequence[int] = LEVELS,
     val_fraction: float = 0.2,
     max_broken: float = 0.01,
+    limit_s: float = DECODE_LIMIT_S,
     console: Console | None = None,
 ) -> Manifest:
     """Ingest with a progress bar; starts a local Ray where none runs.
@@ -162,8 +170,8 @@ def ingest_with_progress(
             bar.update(task, completed=progress.done, total=progress.total)
 
         manifest = ingest(
-            source, out, short_side=short_side, val_fraction=val_fraction, max_broken=max_broken, on_progress=show
-        )
+            source, out, levels=levels, val_fraction=val_fraction, max_broken=max_broken, limit_s=limit_s, on_progress=show
+        )  # fmt: skip
     if manifest.broken:
         first = manifest.broken[0]
         console.print(

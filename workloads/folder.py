@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mgray.config import FeedSection, ModelSection, Run, ScaleSection, TrainSection
+from mgray.config import DataSection, FeedSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.plan import PlanSpec
 
 
@@ -20,6 +20,7 @@ def folder_baseline() -> Run:
             warmup_epochs=4.0,
             warmup_start_lr=0.001,
         ),
+        data=DataSection(levels=(256, 180, 128)),
         model=ModelSection(name="slowfast", depth=50),
         train=TrainSection(precision="bfloat16"),
         feed=FeedSection(decoders=4),

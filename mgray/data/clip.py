@@ -38,6 +38,12 @@ class ClipSpec:
     box: tuple[float, float, float, float]
     flip: bool
 
+    @property
+    def scale(self) -> float:
+        """Pixels of the clip for one pixel of the source, the greater of both directions."""
+        left, top, right, bottom = self.box
+        return max(self.shape.width / (right - left), self.shape.height / (bottom - top))
+
 
 def train_clip(
     step: Step, position: int, sample: int, video: VideoInfo, *, seed: int, fps: float, flip: bool

@@ -1,14 +1,20 @@
 """Decoding and encoding of video: the only file that imports PyAV.
 
 Ingest turns a source file into packets without a container: H.264, closed GOPs of 16, 7 B frames that nothing refers
-to, so that at a stride of 2 or more most packets are never decoded. Planes are limited-range BT.601, as in most sources;
-a crop is resized plane by plane, chroma from half size, and only the result is converted to RGB.
+to, so that at a stride of 2 or more most packets are never decoded. Planes are limited-range BT.601, as in most sources.
+Or it indexes the source's own packets (passthrough). Either way a clip is decoded from just the packets that its frames
+depend on, cropped before anything is converted, and resized in one call.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
+import threading
+import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,10 +30,11 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image
 
 from mgray.data.clip import ClipSpec, VideoInfo
-from mgray.data.shard import StoredVideo
+from mgray.data.shard import SourceProbe, StoredVideo
+from mgray.data.storage import MappedFile
+from mgray.data.window import Planes, Window
 from mgray.errors import VideoError
 
 GOP = 16
@@ -42,17 +49,16 @@ CODEC = {
 }
 """Encoder and options of stored levels; part of what identifies a dataset."""
 
-
-def _to_rgb() -> tuple[float, ...]:
-    """Rows of the matrix from limited-range Y, Cb, Cr, 1 to full-range R, G, B (BT.601)."""
-    luma, chroma = 255 / 219, 255 / 224
-    rows = [(luma, chroma * cb, chroma * cr) for cb, cr in ((0.0, 1.402), (-0.344136, -0.714136), (1.772, 0.0))]
-    return tuple(value for y, cb, cr in rows for value in (y, cb, cr, -16 * y - 128 * (cb + cr)))
-
-
-_TO_RGB = _to_rgb()
+DECODE_LIMIT_S = 600.0
+"""Seconds of decoding after which ingest gives a file up."""
+MAX_SIDE = 16384
+"""Pixels; larger frames are refused."""
 _START_CODE = b"\x00\x00\x01"
 _SLICES = (1, 5)
+_DECODERS = 16
+"""Open decoders that a thread keeps: one for each frame size, most often."""
+_REUSABLE = "h264"
+"""The codec whose decoder starts anew when it is flushed; that of MPEG-4 keeps some of what it decoded before."""
 _TIME_BASE = Fraction(1, 25)
 _CUT_OFF = 0.9
 """A file that yields less than this share of its declared time is taken as cut off."""
@@ -67,6 +73,14 @@ class Probe:
     height: int
     fps: float
     duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A source file as it is stored: at each level (None where a finer one serves as well), and what kind of file it was."""
+
+    levels: tuple[StoredVideo | None, ...]
+    probe: SourceProbe
 
 
 def probe_video(path: str) -> Probe:
@@ -96,31 +110,195 @@ def probe_video(path: str) -> Probe:
         return Probe(num_frames, width, height, fps, num_frames / fps if fps else 0.0)
 
 
-def transcode(path: str, short_side: int) -> StoredVideo:
-    """A source file as packets whose short side is at most `short_side` pixels (even sizes, never enlarged).
+def transcode(path: str, short_sides: Sequence[int], *, limit_s: float = DECODE_LIMIT_S) -> Ingested:
+    """A source file as packets at levels of at most `short_sides` pixels (falling; even sizes, never enlarged).
 
     Every frame that a sequential decoder shows is kept, in display order and upright; time stamps become frame numbers.
 
+    Args:
+        limit_s: seconds after which a file is given up.
+
     Raises:
-        VideoError: missing, empty, cut off, damaged, or no video in it.
+        VideoError: missing, empty, cut off, damaged, endless, of changing size, or no video in it.
     """
-    encoder: _LevelEncoder | None = None
-    times: list[float | None] = []
-    width = height = 0
-    with _opened(path) as container:
-        stream = _video_stream(container, path)
-        stream.codec_context.thread_count = 1
-        for frame in _sequential(container, stream, path):
-            if encoder is None:
-                width, height = _display_size(frame)
-                encoder = _LevelEncoder(*level_size(width, height, short_side), quarter_turns=_quarter_turns(frame))
-            times.append(frame.time)
-            encoder.add(frame)
-        if encoder is None:
-            raise _unreadable(path, "holds no frame")
-        fps = _measured_fps(times) or float(stream.average_rate or stream.guessed_rate or 0)
-        _check_whole(path, container, stream, times, fps)
-    return encoder.finish(VideoInfo(len(times), width, height, fps))
+    encoders: list[_LevelEncoder | None] = []
+    with _Source(path, limit_s) as source:
+        for frame in source.frames():
+            if not encoders:
+                sizes = [level_size(source.width, source.height, side) for side in short_sides]
+                encoders = [
+                    _LevelEncoder(*size, quarter_turns=_quarter_turns(frame)) if size not in sizes[:number] else None
+                    for number, size in enumerate(sizes)
+                ]
+            for encoder in encoders:
+                if encoder is not None:
+                    encoder.add(frame)
+        info, probe = source.finish()
+    return Ingested(tuple(None if encoder is None else encoder.finish(info) for encoder in encoders), probe)
+
+
+def index_packets(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Ingested:
+    """A source file as a table of its own packets, which stay where they are.
+
+    Every frame that a sequential decoder shows can be decoded from it, with the same pixels: that is tried for a frame of each
+    GOP. A file whose packets do not lie in it as the decoder takes them, or do not decode alone, is transcoded at its own size.
+
+    Raises:
+        VideoError: as `transcode`.
+    """
+    shown: list[int] = []
+    sums: list[int] = []
+    with _Source(path, limit_s) as source:
+        for frame in source.frames():
+            shown.append(frame.opaque if isinstance(frame.opaque, int) else -1)
+            sums.append(_checksum(frame))
+            if len(shown) == 1:
+                turns = _quarter_turns(frame)
+        packets, codec = source.packets, source.codec
+        info, probe = source.finish()
+    video = _indexed(path, info, codec, packets, shown, turns)
+    if video is None or not _decodes_alone(video, sums):
+        return transcode(path, (min(info.width, info.height),), limit_s=limit_s)
+    return Ingested((dataclasses.replace(video, data=memoryview(b"")),), probe)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    offset: int
+    size: int
+    key: bool
+    reference: bool
+
+
+class _Source(contextlib.AbstractContextManager["_Source"]):
+    """A source file that is decoded from its first frame to its last."""
+
+    def __init__(self, path: str, limit_s: float) -> None:
+        self.path = path
+        self.packets: list[_Packet] = []
+        self.width = self.height = 0
+        self._limit_s = limit_s
+        self._times: list[float | None] = []
+        self._format: tuple[str, int, bool] | None = None
+        self._exit = contextlib.ExitStack()
+        self._container = self._exit.enter_context(_opened(path))
+        self._stream = _video_stream(self._container, path)
+        context = self._stream.codec_context
+        context.thread_count = 1
+        context.copy_opaque = True
+        self.codec = (context.codec.name, context.extradata or b"")
+
+    def __exit__(self, *exception: object) -> None:
+        self._exit.close()
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """The frames in display order; `opaque` of each is the number of the packet that it came from.
+
+        Raises:
+            VideoError: it is damaged, cut off, endless, or changes its size.
+        """
+        path, started = self.path, time.monotonic()
+        try:
+            for packet in self._container.demux(self._stream):
+                count = len(self._times)
+                if packet.is_corrupt:
+                    raise _unreadable(path, f"is cut off after {count} frames")
+                if time.monotonic() - started > self._limit_s:
+                    raise _unreadable(path, f"does not decode within {self._limit_s:g} s ({count} frames in that time)")
+                if packet.size:
+                    packet.opaque = len(self.packets)
+                    self._note(packet)
+                for frame in packet.decode():
+                    self._count(frame)
+                    yield frame
+        except av.FFmpegError as error:
+            raise _unreadable(path, f"does not decode after {len(self._times)} frames ({_reason(error)})") from None
+
+    def finish(self) -> tuple[VideoInfo, SourceProbe]:
+        """What the file turned out to be.
+
+        Raises:
+            VideoError: it holds no frame, or fewer than its header promises.
+        """
+        if self._format is None:
+            raise _unreadable(self.path, "holds no frame")
+        stream = self._stream
+        fps = _measured_fps(self._times) or float(stream.average_rate or stream.guessed_rate or 0)
+        _check_whole(self.path, self._container, stream, self._times, fps)
+        pixel_format, rotation, full_range = self._format
+        probe = SourceProbe(
+            codec=stream.codec_context.codec.canonical_name, pixel_format=pixel_format, rotation=rotation,
+            full_range=full_range, num_bytes=os.path.getsize(self.path),
+        )  # fmt: skip
+        return VideoInfo(len(self._times), self.width, self.height, fps), probe
+
+    def _note(self, packet: av.Packet[Any]) -> None:
+        reference = True
+        if self.codec[0] == "h264":
+            reference = _is_reference(memoryview(packet), self._nal_length)
+        offset = -1 if packet.pos is None else packet.pos
+        self.packets.append(_Packet(offset, packet.size, packet.is_keyframe, reference))
+
+    @functools.cached_property
+    def _nal_length(self) -> int:
+        """Bytes of the length before each NAL unit (avcC); 0 where start codes stand before them."""
+        extradata = self.codec[1]
+        return (extradata[4] & 3) + 1 if len(extradata) > 6 and extradata[0] == 1 else 0
+
+    def _count(self, frame: VideoFrame) -> None:
+        size = _display_size(frame)
+        if self._format is None:
+            if max(size) > MAX_SIDE:
+                raise _unreadable(
+                    self.path, f"has frames of {size[0]}x{size[1]} pixels, more than {MAX_SIDE} on a side"
+                )
+            self.width, self.height = size
+            self._format = frame.format.name, 90 * _quarter_turns(frame), _colour(frame)[1] == ColorRange.JPEG
+        elif size != (self.width, self.height):
+            raise _unreadable(
+                self.path, f"changes its size from {self.width}x{self.height} to {size[0]}x{size[1]} at frame {len(self._times)}"
+            )  # fmt: skip
+        self._times.append(frame.time)
+
+
+def _indexed(
+    path: str, info: VideoInfo, codec: tuple[str, bytes], packets: Sequence[_Packet], shown: Sequence[int], turns: int
+) -> StoredVideo | None:
+    """The packet table of a file; None where its packets do not show one frame each, or do not lie in the file as they are."""
+    if len(set(shown)) < len(shown) or min(shown) < 0:
+        return None
+    pts = np.full(len(packets), -1, np.int32)
+    pts[list(shown)] = np.arange(len(shown))
+    key = np.array([packet.key for packet in packets], np.bool_)
+    key[0] = True
+    video = StoredVideo(
+        source=info, width=info.width, height=info.height, codec=codec[0], extradata=codec[1], quarter_turns=turns,
+        pts=pts, key=key & (pts >= 0),
+        reference=np.array([packet.reference for packet in packets], np.bool_),
+        offsets=np.array([packet.offset for packet in packets], np.int64),
+        sizes=np.array([packet.size for packet in packets], np.int32),
+        file=os.path.abspath(path), file_bytes=os.path.getsize(path), data=MappedFile(path).view,
+    )  # fmt: skip
+    ends = video.offsets + video.sizes
+    inside = video.offsets.min() >= 0 and ends.max() <= video.file_bytes and bool(video.key.any())
+    return video if inside else None
+
+
+def _decodes_alone(video: StoredVideo, sums: Sequence[int]) -> bool:
+    """Whether frames that are decoded from the table equal those of the whole file: all of the first GOP, the last of each."""
+    starts = np.sort(video.pts[video.key]).tolist()
+    ends = [*starts[1:], len(sums)]
+    tried = [range(ends[0]), *([end - 1] for end in ends[1:])]
+    try:
+        return all(_checksum(frame) == sums[number] for gop in tried for number, frame in decode_frames(video, gop))
+    except VideoError:
+        return False
+
+
+def _checksum(frame: VideoFrame) -> int:
+    plane = frame.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width]
+    return zlib.crc32(rows.tobytes())
 
 
 def level_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -136,7 +314,8 @@ def level_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 def decode_clip(video: StoredVideo, spec: ClipSpec, out: npt.NDArray[np.uint8]) -> None:
     """Decode a clip into `out`: uint8 [frames, height, width, 3], RGB, cropped, resized (antialiased), mirrored.
 
-    Only the packets that the wanted frames depend on are decoded, each once.
+    Only the packets that the wanted frames depend on are decoded, each once. The crop begins at a whole pixel of the stored
+    frame, the nearest one; its size is exact.
 
     Raises:
         VideoError: the packets do not decode.
@@ -145,10 +324,39 @@ def decode_clip(video: StoredVideo, spec: ClipSpec, out: npt.NDArray[np.uint8]) 
     across, down = video.width / video.source.width, video.height / video.source.height
     left, top, right, bottom = spec.box
     box = (left * across, top * down, right * across, bottom * down)
-    frames = np.asarray(spec.frames)
-    for index, frame in decode_frames(video, spec.frames):
-        image = np.asarray(_window(frame, box, (spec.shape.width, spec.shape.height)))
-        out[frames == index] = image[:, ::-1] if spec.flip else image
+    distinct = sorted(set(spec.frames))
+    window = Window(
+        len(distinct), box, (video.width, video.height), (spec.shape.width, spec.shape.height), spec.flip
+    )  # fmt: skip
+    colour = (Colorspace.ITU601, ColorRange.MPEG)
+    for index, (_, frame) in enumerate(decode_frames(video, distinct)):
+        if index == 0:
+            colour = _colour(frame)
+        window.put(index, _planes(frame, video.quarter_turns))
+    rgb_THWC = _converted(window, len(distinct), *colour)
+    if len(distinct) == len(spec.frames):
+        window.resize(rgb_THWC, out)
+    else:  # a short video repeats frames
+        clip = np.empty((len(distinct), *out.shape[1:]), np.uint8)
+        window.resize(rgb_THWC, clip)
+        np.take(clip, np.searchsorted(distinct, spec.frames), axis=0, out=out)
+
+
+def _converted(window: Window, frames: int, matrix: Colorspace, levels: ColorRange) -> npt.NDArray[np.uint8]:
+    """What a window collected as RGB: [frames, height, width, 3], contiguous."""
+    picture = window.close()
+    rgb = _LOCAL.reformatter.reformat(
+        VideoFrame.from_numpy_buffer(picture, format="yuv420p"),
+        format="rgb24",
+        src_colorspace=matrix,
+        src_color_range=levels,
+        dst_color_range=ColorRange.JPEG,
+        threads=1,
+    )
+    width, height = window.frame_size
+    plane = rgb.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: frames * height, : 3 * width]
+    return np.ascontiguousarray(rows).reshape(frames, height, width, 3)
 
 
 def decode_frames(video: StoredVideo, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -158,19 +366,58 @@ def decode_frames(video: StoredVideo, wanted: Sequence[int]) -> Iterator[tuple[i
         VideoError: the packets do not decode.
     """
     left = set(wanted)
-    decoder = av.CodecContext.create("h264", "r")
-    decoder.extradata = video.extradata
-    decoder.thread_count = 1
+    key = (video.codec, video.extradata)
+    # a decoder is taken out of the store while it is in use, and put back only if all went well
+    decoder = _LOCAL.decoders.pop(key, None) or _decoder(*key)
     try:
-        for position in _needed(video, sorted(left)):
+        fed = -1
+        for position in video.needed(sorted(left)).tolist():
+            if video.file and video.key[position] and video.reference[fed + 1 : position].any():
+                # a key frame of an open GOP goes on counting where the GOP before it ended: skipping to it looks like a loss
+                yield from _taken(decoder.decode(None), left)
+                if video.codec == _REUSABLE:
+                    decoder.flush_buffers()
+                else:
+                    decoder = _decoder(*key)
+            fed = position
             packet = av.Packet(bytes(video.packet(position)))
-            packet.pts = int(video.pts[position])
+            packet.pts = packet.dts = int(video.pts[position])
             yield from _taken(decoder.decode(packet), left)
-        yield from _taken(decoder.decode(None), left)
+            if not left:
+                break
+        else:
+            yield from _taken(decoder.decode(None), left)
+        decoder.flush_buffers()
     except av.FFmpegError as error:
         raise _undecodable(f"a stored video does not decode ({_reason(error)})") from None
     if left:
         raise _undecodable(f"{len(left)} frames of a stored video are missing, the first is {min(left)}")
+    if video.codec != _REUSABLE:
+        return
+    decoders = _LOCAL.decoders
+    while len(decoders) >= _DECODERS:
+        decoders.pop(next(iter(decoders)))
+    decoders[key] = decoder
+
+
+class _Local(threading.local):
+    """What a thread keeps from one clip to the next: opening a decoder costs as much as decoding some frames."""
+
+    def __init__(self) -> None:
+        self.decoders: dict[tuple[str, bytes], VideoCodecContext] = {}
+        self.reformatter = VideoReformatter()
+
+
+_LOCAL = _Local()
+
+
+def _decoder(codec: str, extradata: bytes) -> VideoCodecContext:
+    decoder = av.CodecContext.create(codec, "r")
+    assert isinstance(decoder, VideoCodecContext)
+    if extradata:
+        decoder.extradata = extradata
+    decoder.thread_count = 1
+    return decoder
 
 
 def encode_frames(
@@ -258,7 +505,8 @@ class _LevelEncoder:
             pts=np.array([packet.pts for packet in packets], np.int32),
             key=np.array([packet.is_keyframe for packet in packets], np.bool_),
             reference=np.array([_is_reference(item) for item in content], np.bool_),
-            offsets=np.cumsum([0, *map(len, content)], dtype=np.int64),
+            offsets=np.cumsum([0, *map(len, content[:-1])], dtype=np.int64),
+            sizes=np.array([len(item) for item in content], np.int32),
             data=memoryview(b"".join(content)),
         )
 
@@ -282,19 +530,6 @@ def _video_stream(container: InputContainer, path: str) -> VideoStream:
         if not stream.disposition & Disposition.attached_pic:
             return stream
     raise _unreadable(path, "holds no video stream")
-
-
-def _sequential(container: InputContainer, stream: VideoStream, path: str) -> Iterator[VideoFrame]:
-    count = 0
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise _unreadable(path, f"is cut off after {count} frames")
-            for frame in packet.decode():
-                count += 1
-                yield frame
-    except av.FFmpegError as error:
-        raise _unreadable(path, f"does not decode after {count} frames ({_reason(error)})") from None
 
 
 def _check_whole(
@@ -340,28 +575,25 @@ def _turned(frame: VideoFrame, quarter_turns: int) -> VideoFrame:
     return VideoFrame.from_ndarray(stacked, format="yuv420p")
 
 
-def _is_reference(packet: bytes) -> bool:
-    """Whether other pictures may depend on this one: nal_ref_idc of its first slice (H.264, Annex B)."""
-    at = packet.find(_START_CODE)
-    while (header := packet[at + 3]) & 31 not in _SLICES:
-        at = packet.find(_START_CODE, at + 3)
-        assert at >= 0, "an encoded picture has a slice"
-    return header & 0x60 != 0
+def _is_reference(packet: bytes | memoryview, nal_length: int = 0) -> bool:
+    """Whether other pictures may depend on this one: nal_ref_idc of its first slice (H.264).
 
-
-def _needed(video: StoredVideo, wanted: Sequence[int]) -> list[int]:
-    """The packets, in decoding order, that the wanted frames (rising) depend on."""
-    of_frame = np.empty(len(video.pts), np.int64)
-    of_frame[video.pts] = np.arange(len(video.pts))
-    positions = of_frame[list(wanted)]
-    keys = np.flatnonzero(video.key)
-    gops = np.searchsorted(keys, positions, side="right") - 1
-    needed = np.zeros(len(video.pts), np.bool_)
-    for gop in np.unique(gops):
-        first, last = keys[gop], positions[gops == gop].max()
-        needed[first:last] |= video.reference[first:last]
-    needed[positions] = True
-    return [int(position) for position in np.flatnonzero(needed)]
+    Args:
+        nal_length: bytes of the length before each NAL unit; 0 where start codes stand before them (Annex B).
+    """
+    content, at = bytes(packet), 0
+    while at >= 0:
+        if nal_length:
+            start = at + nal_length
+            at = start + int.from_bytes(content[at:start], "big")
+        else:
+            at = content.find(_START_CODE, at)
+            start = at = at + len(_START_CODE) if at >= 0 else -1
+        if not 0 <= start < len(content):
+            break
+        if content[start] & 31 in _SLICES:
+            return content[start] & 0x60 != 0
+    return True  # no slice in it
 
 
 def _taken(frames: Sequence[VideoFrame], left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -372,16 +604,33 @@ def _taken(frames: Sequence[VideoFrame], left: set[int]) -> Iterator[tuple[int, 
             yield frame.pts, frame
 
 
-def _window(frame: VideoFrame, box: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:
-    """A window of a yuv420p frame, resized to (width, height) with antialiasing, as RGB."""
-    planes = []
-    for plane, share in zip(frame.planes, (1.0, 0.5, 0.5), strict=True):
-        pixels = np.frombuffer(memoryview(plane), np.uint8)
-        whole = Image.frombuffer("L", (plane.width, plane.height), pixels, "raw", "L", plane.line_size, 1)
-        left, top, right, bottom = (edge * share for edge in box)
-        within = (left, top, min(right, plane.width), min(bottom, plane.height))
-        planes.append(whole.resize(size, Image.Resampling.BILINEAR, box=within))
-    return Image.merge("RGB", planes).convert("RGB", _TO_RGB)
+def _planes(frame: VideoFrame, quarter_turns: int = 0) -> Planes:
+    """Views of a frame's planes, upright; other pixel formats are converted to 4:2:0 of 8 bits first."""
+    if frame.format.name not in ("yuv420p", "yuvj420p"):
+        frame = _LOCAL.reformatter.reformat(
+            frame,
+            format="yuv420p",
+            src_colorspace=_colour(frame)[0],
+            dst_colorspace=_colour(frame)[0],
+            src_color_range=frame.color_range,
+            dst_color_range=_colour(frame)[1],
+            threads=1,
+        )
+    y, u, v = (
+        np.rot90(
+            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width],
+            quarter_turns,
+        )
+        for plane in frame.planes
+    )
+    return y, u, v
+
+
+def _colour(frame: VideoFrame) -> tuple[Colorspace, ColorRange]:
+    """Matrix and range of a frame's planes once they are 4:2:0; what is not said is BT.601 of limited range."""
+    matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709 else Colorspace.ITU601
+    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    return matrix, ColorRange.JPEG if full else ColorRange.MPEG
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Ingest: videos into shards, as a Ray Data job.
+"""Ingest: videos into shards, as a Ray Data job: at several levels, or as tables of their own packets (passthrough).
 
 Each task encodes the videos of one shard and records what came of it, so a job that was cut off goes on where it stopped:
 
@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -28,24 +29,20 @@ import pyarrow.fs as pafs
 import ray.data
 
 from mgray.data.annotations import Annotations, read_annotations
-from mgray.data.decode import CODEC, transcode
+from mgray.data.decode import CODEC, DECODE_LIMIT_S, Ingested, index_packets, transcode
+from mgray.data.manifest import MANIFEST, VERSION, Broken, Level, Manifest, level_name
 from mgray.data.shard import (
-    MANIFEST,
     SPLITS,
-    VERSION,
-    Broken,
-    FileSum,
-    Folder,
+    Extent,
     IndexRow,
-    Level,
-    Manifest,
     ShardSet,
-    StoredVideo,
+    SourceProbe,
     content_digest,
     shard_name,
     write_index,
     write_shard,
-)  # fmt: skip
+)
+from mgray.data.storage import FileSum, Folder
 from mgray.errors import DataError, VideoError
 
 _WORK = ".ingest"
@@ -55,6 +52,10 @@ _MIN_SHARDS = 32
 _MIN_VIDEOS = 8
 _REPORT_BYTES = 4 << 20
 """A task reports after each so many bytes of source files."""
+LEVELS = (256, 180, 128)
+"""Short sides that suit the Kinetics schedule's crops of 224, 158 and 112 pixels."""
+SOURCE = (0,)
+"""The level of passed-through sources."""
 _STALE = datetime.timedelta(hours=1)
 _SHOWN = 3
 
@@ -83,7 +84,8 @@ class _Part:
     """The videos of one shard."""
 
     index: int
-    short_side: int
+    levels: tuple[int, ...]
+    limit_s: float
     videos: tuple[_SourceVideo, ...]
 
     @property
@@ -93,7 +95,12 @@ class _Part:
     def key(self) -> str:
         """Identifies the files and settings that the shard is made from."""
         files = [[v.path, v.num_bytes, v.label, v.split, v.group] for v in self.videos]
-        return _sha256([VERSION, self.short_side, CODEC, files])
+        return _sha256([VERSION, self.levels, CODEC, files])
+
+    def read(self, video: _SourceVideo) -> Ingested:
+        if self.levels == SOURCE:
+            return index_packets(video.location, limit_s=self.limit_s)
+        return transcode(video.location, self.levels, limit_s=self.limit_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +109,8 @@ class _Outcome:
 
     part: int
     key: str
-    shard: FileSum
+    shards: tuple[FileSum, ...]
+    """One for each level."""
     rows: tuple[IndexRow, ...]
     broken: tuple[Broken, ...]
 
@@ -115,10 +123,15 @@ class _Outcome:
         return cls(
             part=tree["part"],
             key=tree["key"],
-            shard=FileSum(**tree["shard"]),
-            rows=tuple(IndexRow(**row) for row in tree["rows"]),
+            shards=tuple(FileSum(**shard) for shard in tree["shards"]),
+            rows=tuple(_row(row) for row in tree["rows"]),
             broken=tuple(Broken(**item) for item in tree["broken"]),
         )
+
+
+def _row(tree: dict[str, Any]) -> IndexRow:
+    extents, probe = (Extent(**extent) for extent in tree.pop("extents")), SourceProbe(**tree.pop("probe"))
+    return IndexRow(**tree, extents=tuple(extents), probe=probe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +148,11 @@ def ingest(
     source: str,
     out: str,
     *,
-    short_side: int = 256,
+    levels: Sequence[int] = LEVELS,
     val_fraction: float = 0.2,
     videos_per_shard: int = 64,
     max_broken: float = 0.01,
+    limit_s: float = DECODE_LIMIT_S,
     num_workers: int = 0,
     on_progress: Callable[[IngestProgress], None] | None = None,
 ) -> Manifest:
@@ -150,22 +164,25 @@ def ingest(
     Args:
         source: what `read_annotations` reads.
         out: folder of the shards, local or an address that pyarrow.fs knows; all nodes must see it and the videos.
-        short_side: pixels that larger videos are reduced to.
+        levels: short sides in pixels that larger videos are reduced to, from the finest to the coarsest; `SOURCE` leaves the videos
+            where they are and stores tables of their packets.
         val_fraction: share of the videos held out where the source names no split.
         videos_per_shard: videos in a shard file; fewer in a small dataset.
         max_broken: share of broken videos above which there is an error.
+        limit_s: seconds of decoding after which a video counts as broken.
         num_workers: tasks at once; 0 takes every CPU of the cluster.
         on_progress: called as shards come in.
 
     Raises:
         DataError: the source cannot be used, `out` holds something else, or too many videos are broken.
     """
-    _check_settings(short_side, videos_per_shard, max_broken, num_workers)
+    levels = tuple(levels)
+    _check_settings(levels, videos_per_shard, max_broken, num_workers)
     annotations = read_annotations(source, val_fraction=val_fraction)
     folder = Folder.of(out)
     _check_apart(source, out, folder)
-    list_digest = _sha256([VERSION, short_side, videos_per_shard, CODEC, _listing(annotations)])
-    parts = _parts(annotations, short_side, videos_per_shard)
+    list_digest = _sha256([VERSION, levels, videos_per_shard, CODEC, _listing(annotations)])
+    parts = _parts(annotations, levels, limit_s, videos_per_shard)
     source_digest = _sha256([list_digest, [part.key() for part in parts]])
     if folder.exists(MANIFEST):
         manifest = ShardSet.open(out).manifest
@@ -195,15 +212,21 @@ def ingest(
                 outcomes[report.part] = _Outcome.from_json(report.outcome)
             notify()
     manifest = _finish(
-        folder, os.path.abspath(os.path.expanduser(source)), source_digest, annotations, short_side,
+        folder, os.path.abspath(os.path.expanduser(source)), source_digest, annotations, levels,
         [outcomes[part.index] for part in parts],
     )  # fmt: skip
     return manifest
 
 
-def _check_settings(short_side: int, videos_per_shard: int, max_broken: float, num_workers: int) -> None:
-    if short_side < 2:
-        raise DataError("short_side", short_side, "must be at least 2", "give e.g. 256")
+def _check_settings(levels: tuple[int, ...], videos_per_shard: int, max_broken: float, num_workers: int) -> None:
+    falling = all(finer > coarser for finer, coarser in itertools.pairwise(levels))
+    if levels != SOURCE and not (levels and falling and levels[-1] >= 2):
+        raise DataError(
+            "levels",
+            " ".join(map(str, levels)),
+            "are no falling short sides of at least 2 pixels",
+            "give e.g. 256 180 128",
+        )
     if videos_per_shard < 1:
         raise DataError("videos_per_shard", videos_per_shard, "must be at least 1", "give e.g. 64")
     if not 0 <= max_broken <= 1:
@@ -254,7 +277,7 @@ def _listing(annotations: Annotations) -> list[list[str]]:
     return [[s.path, annotations.classes[s.label], s.split, s.group] for s in annotations.samples]
 
 
-def _parts(annotations: Annotations, short_side: int, videos_per_shard: int) -> list[_Part]:
+def _parts(annotations: Annotations, levels: tuple[int, ...], limit_s: float, videos_per_shard: int) -> list[_Part]:
     root = os.path.abspath(annotations.root)
     videos = []
     for sample in annotations.samples:
@@ -267,7 +290,7 @@ def _parts(annotations: Annotations, short_side: int, videos_per_shard: int) -> 
         )  # fmt: skip
     size = min(videos_per_shard, max(_MIN_VIDEOS, -(-len(videos) // _MIN_SHARDS)))
     return [
-        _Part(index=index, short_side=short_side, videos=tuple(videos[start : start + size]))
+        _Part(index=index, levels=levels, limit_s=limit_s, videos=tuple(videos[start : start + size]))
         for index, start in enumerate(range(0, len(videos), size))
     ]
 
@@ -283,8 +306,12 @@ def _stored_outcomes(folder: Folder, parts: Sequence[_Part]) -> dict[int, _Outco
             outcome = _Outcome.from_json(folder.read(part.name).to_pybytes().decode())
         except (ValueError, KeyError, TypeError):  # half-written, or of another version
             continue
-        shard = folder.fs.get_file_info(folder.join(outcome.shard.name))
-        if outcome.key == part.key() and shard.type == pafs.FileType.File and shard.size == outcome.shard.num_bytes:
+        files = folder.fs.get_file_info([folder.join(shard.name) for shard in outcome.shards])
+        whole = all(
+            file.type == pafs.FileType.File and file.size == shard.num_bytes
+            for file, shard in zip(files, outcome.shards, strict=True)
+        )
+        if outcome.key == part.key() and whole:
             outcomes[part.index] = outcome
     return outcomes
 
@@ -333,7 +360,7 @@ def _quiet() -> Iterator[None]:
 
 def _encode_part(folder: Folder, part: _Part) -> Iterator[_Report]:
     """Write a part's shard and record; reports come at the same places whenever a task is repeated."""
-    videos: list[StoredVideo] = []
+    videos: list[Ingested] = []
     kept: list[_SourceVideo] = []
     broken = []
     unreported = 0
@@ -343,21 +370,31 @@ def _encode_part(folder: Folder, part: _Part) -> Iterator[_Report]:
             unreported = 0
         unreported += video.num_bytes
         try:
-            videos.append(transcode(video.location, part.short_side))
+            videos.append(part.read(video))
             kept.append(video)
         except VideoError as error:
             broken.append(Broken(path=video.path, reason=error.problem))
     try:
-        shard, extents = write_shard(folder, shard_name(part.short_side, part.index), videos)
-        rows = tuple(
-            IndexRow(
-                split=video.split, path=video.path, label=video.label, group=video.group,
-                num_frames=stored.source.num_frames, width=stored.source.width, height=stored.source.height,
-                fps=stored.source.fps, shard=part.index, offset=extent.offset, length=extent.length,
-            )
-            for video, stored, extent in zip(kept, videos, extents, strict=True)
-        )  # fmt: skip
-        outcome = _Outcome(part=part.index, key=part.key(), shard=shard, rows=rows, broken=tuple(broken)).to_json()
+        shards, extents = [], []
+        for number, level in enumerate(part.levels):
+            name = shard_name(level_name(level), part.index)
+            shard, places = write_shard(folder, name, [video.levels[number] for video in videos])
+            shards.append(shard)
+            extents.append(places)
+        rows = []
+        for video, ingested, places in zip(kept, videos, zip(*extents, strict=True), strict=True):
+            stored = ingested.levels[0]
+            assert stored is not None, "every video is at the finest level"
+            rows.append(
+                IndexRow(
+                    split=video.split, path=video.path, label=video.label, group=video.group,
+                    num_frames=stored.source.num_frames, width=stored.source.width, height=stored.source.height,
+                    fps=stored.source.fps, probe=ingested.probe, shard=part.index, extents=places,
+                )
+            )  # fmt: skip
+        outcome = _Outcome(
+            part=part.index, key=part.key(), shards=tuple(shards), rows=tuple(rows), broken=tuple(broken)
+        ).to_json()
         folder.write(part.name, outcome.encode())
     except OSError as error:
         yield _Report(part.index, 0, error=str(error))
@@ -370,7 +407,7 @@ def _finish(
     source: str,
     source_digest: str,
     annotations: Annotations,
-    short_side: int,
+    levels: tuple[int, ...],
     outcomes: Sequence[_Outcome],
 ) -> Manifest:
     """Write index and manifest, and remove what only an unfinished job needs."""
@@ -379,29 +416,35 @@ def _finish(
     for split, count in counts.items():
         if not count:
             raise DataError("data.path", source, f"has no {split} video that decodes", "add or repair videos")
+    stored = tuple(
+        Level(short_side=level, shards=tuple(outcome.shards[number] for outcome in outcomes))
+        for number, level in enumerate(levels)
+    )
+    names = [level.name for level in stored]
     manifest = Manifest(
         version=VERSION,
         source=source,
         source_digest=source_digest,
         classes=annotations.classes,
         counts=counts,
-        levels=(Level(short_side=short_side, shards=tuple(outcome.shard for outcome in outcomes)),),
+        levels=stored,
         codec=CODEC,
-        index=write_index(folder, rows, short_side),
-        content_digest=content_digest(annotations.classes, rows, [short_side], CODEC),
+        index=write_index(folder, rows, names),
+        content_digest=content_digest(annotations.classes, rows, names, CODEC),
         broken=tuple(item for outcome in outcomes for item in outcome.broken),
     )
     folder.write(MANIFEST, manifest.to_json().encode())
     with contextlib.suppress(FileNotFoundError):  # another call may finish the same job at the same time
         folder.delete(_WORK)
-    _delete_stale(folder, short_side)
+    for level in names:
+        _delete_stale(folder, level)
     return manifest
 
 
-def _delete_stale(folder: Folder, short_side: int) -> None:
+def _delete_stale(folder: Folder, level: str) -> None:
     """Remove half-written shards of tasks that were killed."""
     now = datetime.datetime.now(datetime.UTC)
-    for info in folder.fs.get_file_info(pafs.FileSelector(folder.join(str(short_side)), allow_not_found=True)):
+    for info in folder.fs.get_file_info(pafs.FileSelector(folder.join(level), allow_not_found=True)):
         if info.base_name.endswith(".tmp") and info.mtime is not None and now - info.mtime > _STALE:
             folder.fs.delete_file(info.path)
 

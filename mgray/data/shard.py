@@ -3,13 +3,16 @@
 A dataset is a folder, local or any address that pyarrow.fs knows:
 
     manifest.json       version, levels, codec, classes, counts, checksums, what was left out
-    index.arrow         one row per video: where it lies, label, size, rate; train before val
+    index.arrow         one row per video: where it lies at each level, label, size, rate, probe; train before val
     256/00000.arrow     shards of the level whose short side is 256: one record batch per video
+    128/00000.arrow     a coarser level; videos that are no larger than it are not in it
 
-Shards are Arrow IPC files, so any Arrow tool reads them. The index holds the place of each record batch in its file, so
-that one video costs one slice of a memory-mapped local file (nothing is copied), or one range request of a remote one,
-and no footer is read. Parquet was the alternative: its smallest unit, the page of a row group, is decompressed and
-copied, and its footer must be read first. A further level is a further folder and two further columns in the index.
+Shards are Arrow IPC files, so any Arrow tool reads them. The index holds the place of each record batch in its file, and how
+much of it comes before the packets. One clip therefore costs one slice of a memory-mapped local file (nothing is copied), or two
+rounds of range requests of a remote one (the packet table, then the packets that are needed), and no footer is read. Parquet was
+the alternative: its smallest unit, the page of a row group, is decompressed and copied, and its footer must be read first.
+
+Where sources are passed through, the level `source` holds packet tables only; the packets stay in the source files.
 """
 
 from __future__ import annotations
@@ -18,10 +21,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-import mmap
-import os
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +32,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from mgray.data.clip import VideoInfo
-from mgray.errors import DataError
+from mgray.data.manifest import MANIFEST, Manifest
+from mgray.data.storage import FileSum, Folder, MappedFile, RemoteFile, open_file
+from mgray.errors import DataError, VideoError
 
-FORMAT = "mgray-shards"
-VERSION = 1
-MANIFEST = "manifest.json"
 INDEX = "index.arrow"
 SPLITS = ("train", "val")
 _OPEN_SHARDS = 256
+_READERS = 16
+"""Remote videos that a process reads at once: they wait for the network, not for a CPU."""
 
 _VIDEO_SCHEMA = pa.schema(
     [
@@ -48,44 +50,80 @@ _VIDEO_SCHEMA = pa.schema(
         ("fps", pa.float64()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("codec", pa.string()),
+        ("quarter_turns", pa.int32()),
+        ("file", pa.string()),
+        ("file_bytes", pa.int64()),
         ("extradata", pa.binary()),
         ("pts", pa.list_(pa.int32())),
         ("key", pa.list_(pa.uint8())),
         ("reference", pa.list_(pa.uint8())),
         ("offsets", pa.list_(pa.int64())),
+        ("sizes", pa.list_(pa.int32())),
         ("data", pa.large_binary()),
     ]
 )
+_ALIGNMENT = 8
+"""Bytes that the buffers of an Arrow IPC message are padded to."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredVideo:
-    """One video at one level: H.264 packets in decoding order, without a container.
+    """One video at one level: packets in decoding order, without a container.
 
-    Packet i is `data[offsets[i]:offsets[i + 1]]`; it shows source frame `pts[i]` (display order, from 0, no gaps). A GOP
-    begins at each `key` packet and is closed; packets that are no `reference` may be left out.
+    Packet i is `data[offsets[i]:offsets[i] + sizes[i]]`; it shows source frame `pts[i]` (display order, from 0), or none where
+    that is -1. A GOP begins at each `key` packet; packets that are no `reference` may be left out.
     """
 
     source: VideoInfo
     width: int
+    """Of a stored frame in display orientation, pixels."""
     height: int
     extradata: bytes
     pts: npt.NDArray[np.int32]
     key: npt.NDArray[np.bool_]
     reference: npt.NDArray[np.bool_]
     offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
     data: memoryview
+    codec: str = "h264"
+    quarter_turns: int = 0
+    """Turns to the left that bring a stored frame upright."""
+    file: str = ""
+    """The source file that the packets are in; empty where they are in `data` already."""
+    file_bytes: int = 0
 
     def packet(self, index: int) -> memoryview:
         """The bytes of a packet."""
-        return self.data[self.offsets[index] : self.offsets[index + 1]]
+        offset = self.offsets[index]
+        return self.data[offset : offset + self.sizes[index]]
+
+    def needed(self, frames: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The packets, in decoding order, that some source frames depend on: for each GOP its references up to the last of them.
+
+        A frame that is shown before its own GOP's key frame (open GOPs) is decoded from the key before that.
+        """
+        of_frame = np.full(self.source.num_frames, -1, np.int64)
+        shown = self.pts >= 0
+        of_frame[self.pts[shown]] = np.flatnonzero(shown)
+        wanted = np.unique(np.asarray(frames, np.int64))
+        positions = of_frame[wanted]
+        keys = np.flatnonzero(self.key)
+        gops = np.searchsorted(keys, positions, side="right") - 1
+        gops = np.maximum(np.minimum(gops, np.searchsorted(self.pts[keys], wanted, side="right") - 1), 0)
+        needed = np.zeros(len(self.pts), np.bool_)
+        for gop in np.unique(gops):
+            first, last = keys[gop], positions[gops == gop].max()
+            needed[first:last] |= self.reference[first:last]
+        needed[positions] = True
+        return np.flatnonzero(needed)
 
     def to_batch(self) -> pa.RecordBatch:
         """One row of the shard schema."""
         row: list[Any] = [
             self.source.num_frames, self.source.width, self.source.height, self.source.fps,
-            self.width, self.height, self.extradata,
-            self.pts, self.key.astype(np.uint8), self.reference.astype(np.uint8), self.offsets, self.data,
+            self.width, self.height, self.codec, self.quarter_turns, self.file, self.file_bytes, self.extradata,
+            self.pts, self.key.astype(np.uint8), self.reference.astype(np.uint8), self.offsets, self.sizes, self.data,
         ]  # fmt: skip
         return pa.record_batch([pa.array([v], f.type) for v, f in zip(row, _VIDEO_SCHEMA, strict=True)], _VIDEO_SCHEMA)
 
@@ -103,97 +141,45 @@ class StoredVideo:
             source=VideoInfo(scalar("source_frames"), scalar("source_width"), scalar("source_height"), scalar("fps")),
             width=scalar("width"),
             height=scalar("height"),
+            codec=scalar("codec"),
+            quarter_turns=scalar("quarter_turns"),
+            file=scalar("file"),
+            file_bytes=scalar("file_bytes"),
             extradata=scalar("extradata"),
             pts=array("pts"),
             key=array("key").view(np.bool_),
             reference=array("reference").view(np.bool_),
             offsets=array("offsets"),
+            sizes=array("sizes"),
             data=memoryview(batch.column("data")[0].as_buffer()),
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FileSum:
-    """A file of a dataset, by its path within the folder."""
+class Extent:
+    """The place of a video's record batch in a shard file (bytes); length 0 where the level does not hold the video."""
 
-    name: str
+    offset: int
+    head: int
+    """Bytes before the packets."""
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceProbe:
+    """What kind of file a video came from."""
+
+    codec: str
+    pixel_format: str
+    rotation: int
+    """Degrees that its frames are turned by, counter-clockwise."""
+    full_range: bool
     num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Level:
-    """One stored resolution: the short side in pixels of videos that are at least as large, and its shards in order."""
-
-    short_side: int
-    shards: tuple[FileSum, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Broken:
-    """A video that was left out, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    """What an ingested dataset holds; `source_digest` identifies the list of videos and the settings it was made from."""
-
-    version: int
-    source: str
-    source_digest: str
-    classes: tuple[str, ...]
-    counts: Mapping[str, int]
-    """Videos per split."""
-    levels: tuple[Level, ...]
-    codec: Mapping[str, str]
-    index: FileSum
-    content_digest: str
-    """SHA-256 of classes, samples, labels, levels and codec: equal for equal training data."""
-    broken: tuple[Broken, ...] = ()
-
-    def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str, path: str) -> Manifest:
-        """The manifest that `to_json` wrote; `path` is for messages.
-
-        Raises:
-            DataError: it is no manifest, or of a version that this code does not know.
-        """
-        remedy = "ingest the videos again with this version of mgray"
-        try:
-            tree = json.loads(text)
-        except ValueError as error:
-            raise DataError("data.path", path, f"its {MANIFEST} is no JSON ({error})", remedy) from None
-        if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
-            raise DataError("data.path", path, f"its {MANIFEST} does not describe mgray shards", remedy)
-        if tree.get("version") != VERSION:
-            raise DataError(
-                "data.path", path, f"its shards have version {tree.get('version')!r}, this code reads {VERSION}", remedy
-            )
-        try:
-            levels = [
-                Level(short_side=level["short_side"], shards=tuple(FileSum(**shard) for shard in level["shards"]))
-                for level in tree.pop("levels")
-            ]
-            return cls(
-                classes=tuple(tree.pop("classes")),
-                levels=tuple(levels),
-                index=FileSum(**tree.pop("index")),
-                broken=tuple(Broken(**item) for item in tree.pop("broken")),
-                **tree,
-            )
-        except (KeyError, TypeError) as error:
-            raise DataError("data.path", path, f"its {MANIFEST} lacks or misnames a field ({error})", remedy) from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
-    """A video's row of the index; `offset` and `length` are the place of its record batch in its shard."""
+    """A video's row of the index; `extents` are its places at each level, all in shards of number `shard`."""
 
     split: str
     path: str
@@ -203,9 +189,9 @@ class IndexRow:
     width: int
     height: int
     fps: float
+    probe: SourceProbe
     shard: int
-    offset: int
-    length: int
+    extents: tuple[Extent, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,118 +204,66 @@ class _Index:
     height: npt.NDArray[np.int32]
     fps: npt.NDArray[np.float64]
     shard: npt.NDArray[np.int32]
-    offset: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int64]
+    offset: tuple[npt.NDArray[np.int64], ...]
+    """Per level, as the two below."""
+    head: tuple[npt.NDArray[np.int64], ...]
+    length: tuple[npt.NDArray[np.int64], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder of a file system that pyarrow knows; local paths are made absolute."""
-
-    fs: pafs.FileSystem
-    path: str
-
-    @classmethod
-    def of(cls, path: str) -> Folder:
-        """The folder at a local path or an address such as s3://bucket/data.
-
-        Raises:
-            DataError: no file system serves the address.
-        """
-        if "://" not in path:
-            return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path)))
-        try:
-            fs, inner = pafs.FileSystem.from_uri(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError("data.path", path, f"cannot be reached ({error})", "check the address") from None
-        return cls(fs, inner)
-
-    @property
-    def is_local(self) -> bool:
-        return isinstance(self.fs, pafs.LocalFileSystem)
-
-    def join(self, name: str) -> str:
-        return f"{self.path}/{name}"
-
-    def exists(self, name: str = "") -> bool:
-        info = self.fs.get_file_info(self.join(name) if name else self.path)
-        return bool(info.type != pafs.FileType.NotFound)
-
-    def names(self) -> list[str]:
-        """Names of the files and folders in it, sorted; none where it does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
-
-    def read(self, name: str) -> pa.Buffer:
-        """All of a file.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        with self.fs.open_input_file(self.join(name)) as file:
-            return file.read_buffer()
-
-    def write(self, name: str, content: pa.Buffer | bytes) -> FileSum:
-        """Write a file under another name, then rename it: it is never seen half-written."""
-        target = self.join(name)
-        self.fs.create_dir(target.rpartition("/")[0], recursive=True)
-        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-        with self.fs.open_output_stream(temporary) as file:
-            file.write(content)
-        self.fs.move(temporary, target)
-        return FileSum(name=name, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-    def delete(self, name: str) -> None:
-        """Remove a folder and all that it holds."""
-        self.fs.delete_dir(self.join(name))
+def shard_name(level: str, shard: int) -> str:
+    return f"{level}/{shard:05d}.arrow"
 
 
-def shard_name(short_side: int, shard: int) -> str:
-    return f"{short_side}/{shard:05d}.arrow"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Extent:
-    """The place of a record batch in a shard file (bytes)."""
-
-    offset: int
-    length: int
-
-
-def write_shard(folder: Folder, name: str, videos: Sequence[StoredVideo]) -> tuple[FileSum, tuple[Extent, ...]]:
-    """Write videos as one shard file, and tell where each lies in it."""
+def write_shard(folder: Folder, name: str, videos: Sequence[StoredVideo | None]) -> tuple[FileSum, tuple[Extent, ...]]:
+    """Write videos as one shard file, and tell where each lies in it; None takes no room."""
     sink = pa.BufferOutputStream()
     extents = []
     with pa.ipc.new_file(sink, _VIDEO_SCHEMA) as writer:
         for video in videos:
+            if video is None:
+                extents.append(Extent(offset=0, head=0, length=0))
+                continue
             batch = video.to_batch()
             writer.write_batch(batch)
             length = pa.ipc.get_record_batch_size(batch)
-            extents.append(Extent(offset=sink.tell() - length, length=length))
-    return folder.write(name, sink.getvalue()), tuple(extents)
+            head = length - -(-len(video.data) // _ALIGNMENT) * _ALIGNMENT
+            extents.append(Extent(offset=sink.tell() - length, head=head, length=length))
+    content = sink.getvalue()
+    for extent, video in zip(extents, videos, strict=True):
+        if video is not None:
+            start = extent.offset + extent.head
+            assert content[start : start + len(video.data)] == pa.py_buffer(video.data), (
+                "the packets end a record batch"
+            )
+    return folder.write(name, content), tuple(extents)
 
 
-def write_index(folder: Folder, rows: Sequence[IndexRow], short_side: int) -> FileSum:
+def write_index(folder: Folder, rows: Sequence[IndexRow], levels: Sequence[str]) -> FileSum:
     """Write the index of `rows`, whose training videos come before the validation videos."""
 
-    def column(name: str, kind: pa.DataType) -> pa.Array:
-        return pa.array([getattr(row, name) for row in rows], kind)
+    def column(name: str, kind: pa.DataType, of: str = "") -> pa.Array:
+        return pa.array([getattr(getattr(row, of) if of else row, name) for row in rows], kind)
 
-    table = pa.table(
-        {
-            "split": column("split", pa.string()),
-            "path": column("path", pa.string()),
-            "group": column("group", pa.string()),
-            "label": column("label", pa.int32()),
-            "num_frames": column("num_frames", pa.int32()),
-            "width": column("width", pa.int32()),
-            "height": column("height", pa.int32()),
-            "fps": column("fps", pa.float64()),
-            "shard": column("shard", pa.int32()),
-            f"offset_{short_side}": column("offset", pa.int64()),
-            f"length_{short_side}": column("length", pa.int64()),
-        }
-    )
+    columns = {
+        "split": column("split", pa.string()),
+        "path": column("path", pa.string()),
+        "group": column("group", pa.string()),
+        "label": column("label", pa.int32()),
+        "num_frames": column("num_frames", pa.int32()),
+        "width": column("width", pa.int32()),
+        "height": column("height", pa.int32()),
+        "fps": column("fps", pa.float64()),
+        "codec": column("codec", pa.string(), "probe"),
+        "pixel_format": column("pixel_format", pa.string(), "probe"),
+        "rotation": column("rotation", pa.int32(), "probe"),
+        "full_range": column("full_range", pa.bool_(), "probe"),
+        "num_bytes": column("num_bytes", pa.int64(), "probe"),
+        "shard": column("shard", pa.int32()),
+    }
+    for number, level in enumerate(levels):
+        for field in ("offset", "head", "length"):
+            columns[f"{field}_{level}"] = pa.array([getattr(row.extents[number], field) for row in rows], pa.int64())
+    table = pa.table(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -337,10 +271,10 @@ def write_index(folder: Folder, rows: Sequence[IndexRow], short_side: int) -> Fi
 
 
 def content_digest(
-    classes: Sequence[str], rows: Sequence[IndexRow], short_sides: Sequence[int], codec: Mapping[str, str]
+    classes: Sequence[str], rows: Sequence[IndexRow], levels: Sequence[str], codec: Mapping[str, str]
 ) -> str:
     """SHA-256 of what is trained on, whatever the number of shards and wherever they lie."""
-    digest = hashlib.sha256(json.dumps([list(classes), list(short_sides), dict(sorted(codec.items()))]).encode())
+    digest = hashlib.sha256(json.dumps([list(classes), list(levels), dict(sorted(codec.items()))]).encode())
     for row in rows:
         sample = [row.split, row.path, row.label, row.num_frames, row.width, row.height, row.fps]
         digest.update(json.dumps(sample).encode())
@@ -405,20 +339,105 @@ class ShardSet:
         """The group that is never on both sides of a split, such as a speaker."""
         return str(self._index.group[self._row(split, sample)].as_py())
 
-    def video(self, split: str, sample: int) -> StoredVideo:
+    def level_for(self, split: str, sample: int, scale: float, enlarge: float) -> int:
+        """The coarsest level that a window may be read from, an index into the manifest's levels.
+
+        Args:
+            scale: pixels of the finished window for one pixel of the source.
+            enlarge: how much a level other than the finest may be enlarged; 1 takes only levels that cover the window.
+        """
+        row, index = self._row(split, sample), self._index
+        short = min(int(index.width[row]), int(index.height[row]))
+        levels = self.manifest.levels
+        for number in reversed(range(1, len(levels))):
+            if index.length[number][row] and levels[number].short_side * enlarge >= scale * short * (1 - 1e-9):
+                return number
+        return 0
+
+    def video(self, split: str, sample: int, level: int = 0, frames: Sequence[int] | None = None) -> StoredVideo:
         """The packets of a video.
+
+        Args:
+            level: an index into the manifest's levels; finer ones stand in where it does not hold the video.
+            frames: source frames that are wanted: of a remote video only what they depend on is read. All, without it.
 
         Raises:
             DataError: its shard is missing or damaged.
+            VideoError: the source file that its packets are in is missing, or has changed.
         """
         row, index = self._row(split, sample), self._index
-        file = self.manifest.levels[0].shards[index.shard[row]]
-        shard = _open_shard(self.root, file)
+        while level and not index.length[level][row]:
+            level -= 1
+        file = self.manifest.levels[level].shards[index.shard[row]]
+        offset, head, length = (int(column[level][row]) for column in (index.offset, index.head, index.length))
         try:
-            content = shard.read(int(index.offset[row]), int(index.length[row]))
-            return StoredVideo.from_batch(pa.ipc.read_record_batch(pa.ipc.read_message(content), _VIDEO_SCHEMA))
+            shard = _open_shard(self.root, file)
+            if isinstance(shard, MappedFile):
+                return _in_source(_parsed(pa.py_buffer(shard.view[offset : offset + length])))
+            # pages of it that nothing is read into are never touched
+            content = np.zeros(length, np.uint8)
+            shard.read_into(content, offset, [(0, length if frames is None else head)])
+            video = _parsed(pa.py_buffer(content))
+            if frames is not None:
+                needed = video.needed(frames)
+                begins = head + video.offsets[needed]
+                wanted = zip(begins.tolist(), (begins + video.sizes[needed]).tolist(), strict=True)
+                shard.read_into(content, offset, wanted)
+            return _in_source(video)
         except (pa.ArrowException, OSError, EOFError) as error:
             raise _damaged(self.root, file, str(error)) from None
+
+    def videos(self, split: str, wanted: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[StoredVideo]:
+        """Videos of (sample, level, frames), in order; remote ones are read ahead, several at once."""
+        if Folder.of(self.root).is_local:
+            yield from (self.video(split, *item) for item in wanted)
+            return
+        pending = [_readers().submit(self.video, split, *item) for item in wanted]
+        try:
+            for future in pending:
+                yield future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    @property
+    def is_passthrough(self) -> bool:
+        """Whether the packets are those of the source files, and in them."""
+        return not self.manifest.levels[0].short_side
+
+    def summary(self) -> dict[str, Any]:
+        """What the dataset holds, in plain values: videos, frames, seconds, kinds of source files, and bytes of each level."""
+        folder = Folder.of(self.root)
+        table = pa.ipc.open_file(folder.read(self.manifest.index.name)).read_all()
+
+        def counts(name: str) -> dict[str, int]:
+            rows = table[name].value_counts().to_pylist()
+            return {str(row["values"]): row["counts"] for row in sorted(rows, key=lambda row: -row["counts"])}
+
+        frames, fps = table["num_frames"].to_numpy(), table["fps"].to_numpy()
+        return {
+            "path": self.root,
+            "version": self.manifest.version,
+            "classes": len(self.classes),
+            "videos": dict(self.manifest.counts),
+            "frames": int(frames.sum()),
+            "seconds": round(float((frames / np.maximum(fps, 1e-9))[fps > 0].sum()), 1),
+            "source_bytes": int(table["num_bytes"].to_numpy().sum()),
+            "source_codecs": counts("codec"),
+            "pixel_formats": counts("pixel_format"),
+            "rotations": counts("rotation"),
+            "levels": [
+                {
+                    "level": level.name,
+                    "videos": int((table[f"length_{level.name}"].to_numpy() > 0).sum()),
+                    "shards": len(level.shards),
+                    "bytes": sum(shard.num_bytes for shard in level.shards),
+                }
+                for level in self.manifest.levels
+            ],
+            "codec": dict(self.manifest.codec),
+            "broken": [dataclasses.asdict(item) for item in self.manifest.broken],
+        }
 
     def digest(self) -> str:
         """SHA-256 of the content (classes, samples, labels, levels, codec), not of where it lies."""
@@ -444,7 +463,7 @@ class ShardSet:
 
     @property
     def _index(self) -> _Index:
-        return _read_index(self.root, self.manifest.index, self.manifest.levels[0].short_side)
+        return _read_index(self.root, self.manifest.index, tuple(level.name for level in self.manifest.levels))
 
 
 def _manifest_text(folder: Folder, path: str) -> str:
@@ -484,48 +503,53 @@ def _check_size(folder: Folder, root: str, file: FileSum) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _read_index(root: str, file: FileSum, short_side: int) -> _Index:
+def _read_index(root: str, file: FileSum, levels: tuple[str, ...]) -> _Index:
     folder = Folder.of(root)
     _check_size(folder, root, file)
     try:
         table = pa.ipc.open_file(folder.read(file.name)).read_all().combine_chunks()
-        numbers = {
-            name: table[column].to_numpy()
-            for name, column in {
-                "label": "label", "num_frames": "num_frames", "width": "width", "height": "height", "fps": "fps",
-                "shard": "shard", "offset": f"offset_{short_side}", "length": f"length_{short_side}",
-            }.items()
-        }  # fmt: skip
-        return _Index(path=table["path"], group=table["group"], **numbers)
+        names = ("label", "num_frames", "width", "height", "fps", "shard")
+        numbers: dict[str, Any] = {name: table[name].to_numpy() for name in names}
+        places: dict[str, Any] = {
+            field: tuple(table[f"{field}_{level}"].to_numpy() for level in levels)
+            for field in ("offset", "head", "length")
+        }
+        return _Index(path=table["path"], group=table["group"], **numbers, **places)
     except (pa.ArrowException, KeyError) as error:
         raise _damaged(root, file, str(error)) from None
 
 
-class _MappedShard:
-    """A shard in a local file, mapped into memory."""
-
-    def __init__(self, path: str) -> None:
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._map)
-
-    def read(self, offset: int, length: int) -> pa.Buffer:
-        return pa.py_buffer(self._view[offset : offset + length])
+@functools.lru_cache(maxsize=_OPEN_SHARDS)
+def _open_shard(root: str, file: FileSum) -> MappedFile | RemoteFile:
+    folder = Folder.of(root)
+    _check_size(folder, root, file)
+    return open_file(folder, file.name)
 
 
-class _RemoteShard:
-    """A shard behind a file system of pyarrow; one range request a video."""
+def _parsed(content: pa.Buffer) -> StoredVideo:
+    return StoredVideo.from_batch(pa.ipc.read_record_batch(pa.ipc.read_message(content), _VIDEO_SCHEMA))
 
-    def __init__(self, file: pa.NativeFile) -> None:
-        self._file = file
 
-    def read(self, offset: int, length: int) -> pa.Buffer:
-        return pa.py_buffer(self._file.read_at(length, offset))
+def _in_source(video: StoredVideo) -> StoredVideo:
+    """The video with its packets at hand, where they are in its source file."""
+    if not video.file:
+        return video
+    try:
+        source = _mapped_source(video.file)
+    except (OSError, ValueError) as error:
+        raise VideoError(
+            "data.path", video.file, f"cannot be read any more ({error})", "put it back, or ingest again"
+        ) from None
+    if len(source) != video.file_bytes:
+        raise VideoError("data.path", video.file, "has changed since it was ingested", "ingest the videos again")
+    return dataclasses.replace(video, data=source.view)
 
 
 @functools.lru_cache(maxsize=_OPEN_SHARDS)
-def _open_shard(root: str, file: FileSum) -> _MappedShard | _RemoteShard:
-    folder = Folder.of(root)
-    _check_size(folder, root, file)
-    path = folder.join(file.name)
-    return _MappedShard(path) if folder.is_local else _RemoteShard(folder.fs.open_input_file(path))
+def _mapped_source(path: str) -> MappedFile:
+    return MappedFile(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_READERS, thread_name_prefix="mgray-read")

@@ -58,9 +58,12 @@ class TrainSource:
     fps: float
     flip: bool
     version: int = 0
+    enlarge: float = 1.0
+    """How much a level of the pyramid may be enlarged."""
 
     def block(self, index: int, rank: int, world_size: int) -> Block | None:
-        return _decoded(self.shards, "train", index, self.version, self.clips(index, rank, world_size))
+        specs = self.clips(index, rank, world_size)
+        return _decoded(self.shards, "train", index, self.version, specs, self.enlarge)
 
     def num_bytes(self, index: int, rank: int, world_size: int) -> int:
         step = self.plan.step_at(index)
@@ -96,7 +99,8 @@ class ValSource:
     version: int = 0
 
     def block(self, index: int, rank: int, world_size: int) -> Block | None:
-        return _decoded(self.shards, "val", index, self.version, self.clips(index, rank, world_size))
+        specs = self.clips(index, rank, world_size)
+        return _decoded(self.shards, "val", index, self.version, specs, 1.0)
 
     def num_bytes(self, index: int, rank: int, world_size: int) -> int:
         return 3 * len(self._samples(index, rank, world_size)) * self.shape.voxels
@@ -120,8 +124,10 @@ class ValSource:
         return range(min(first, total), min(first + self.batch, total))
 
 
-def _decoded(shards: ShardSet, split: str, index: int, version: int, specs: Sequence[ClipSpec]) -> Block | None:
-    """Decode clips of one shape into one array; None where there are none.
+def _decoded(
+    shards: ShardSet, split: str, index: int, version: int, specs: Sequence[ClipSpec], enlarge: float
+) -> Block | None:
+    """Decode clips of one shape into one array, each from the coarsest level that serves it; None where there are none.
 
     Raises:
         VideoError: it names the video that cannot be decoded.
@@ -130,9 +136,10 @@ def _decoded(shards: ShardSet, split: str, index: int, version: int, specs: Sequ
         return None
     shape = specs[0].shape
     clips_NTHWC = np.empty((len(specs), shape.frames, shape.height, shape.width, 3), np.uint8)
-    for clip, spec in zip(clips_NTHWC, specs, strict=True):
+    wanted = [(spec.sample, shards.level_for(split, spec.sample, spec.scale, enlarge), spec.frames) for spec in specs]
+    for clip, spec, video in zip(clips_NTHWC, specs, shards.videos(split, wanted), strict=True):
         try:
-            decode_clip(shards.video(split, spec.sample), spec, clip)
+            decode_clip(video, spec, clip)
         except VideoError as error:
             raise VideoError("data.path", shards.path(split, spec.sample), error.problem, error.remedy) from None
     return Block(

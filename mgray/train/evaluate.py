@@ -68,7 +68,9 @@ def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, ste
     """
     plan = Plan.compile(run.plan.baseline(), shards.num_samples("train"))
     draw = hashlib.sha256(f"precise-bn {run.train.seed} {steps_done}".encode()).digest()
-    source = TrainSource(shards, plan, int.from_bytes(draw[:8]) >> 1, run.data.fps, run.data.flip)
+    source = TrainSource(
+        shards, plan, int.from_bytes(draw[:8]) >> 1, run.data.fps, run.data.flip, enlarge=run.data.enlarge
+    )
     count = min(run.train.precise_bn, plan.num_steps)
     norms = list(grouped_norms(worker.module))
     momenta = [norm.momentum for norm in norms]

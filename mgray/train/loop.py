@@ -122,7 +122,9 @@ class Loop:
     def source(self) -> ClipSource:
         """Where the clips of the steps come from."""
         data = self.run.data
-        return TrainSource(self.shards, self.plan, self.run.train.seed, data.fps, data.flip, self.schedule.version)
+        return TrainSource(
+            self.shards, self.plan, self.run.train.seed, data.fps, data.flip, self.schedule.version, data.enlarge
+        )
 
     def _steps(self, blocks: Iterator[Block | None]) -> None:
         phase = self._enter(self.plan.step_at(self.step))

@@ -47,7 +47,10 @@ def test_a_folder_becomes_shards(videos, tmp_path, capfd):
         assert [shards.path(split, i) for i in range(shards.num_samples(split))] == [s.path for s in expected]
         assert shards.labels(split).tolist() == [s.label for s in expected]
         for index in (0, len(expected) - 1):
-            direct, stored = transcode(annotations.locate(expected[index]), 256), shards.video(split, index)
+            direct, stored = (
+                transcode(annotations.locate(expected[index]), (256,)).levels[0],
+                shards.video(split, index),
+            )
             assert bytes(direct.data) == bytes(stored.data) and np.array_equal(direct.pts, stored.pts)
             assert shards.info(split, index) == direct.source == stored.source
     assert seen[0] == IngestProgress(done=0, total=24, broken=0) and seen[-1].done == 24
@@ -118,7 +121,7 @@ def test_other_videos_or_settings_in_the_same_folder_are_refused(videos, tmp_pat
     shutil.copytree(videos, changed)
     copied = ingest(str(changed), out)
     assert copied.source == str(videos)  # the same videos elsewhere are the same videos
-    for source, settings in ((str(videos), {"short_side": 128}), (str(videos), {"val_fraction": 0.5})):
+    for source, settings in ((str(videos), {"levels": (128,)}), (str(videos), {"val_fraction": 0.5})):
         with pytest.raises(DataError, match="holds shards of other videos or settings; give another folder"):
             ingest(source, out, **settings)
     (changed / "run" / "0.mp4").unlink()
@@ -169,7 +172,7 @@ def test_a_repaired_video_is_read_again_before_the_end(videos, tmp_path):
 
 def test_the_level_reduces_large_videos(videos, tmp_path):
     out = str(tmp_path / "small")
-    manifest = ingest(str(videos), out, short_side=16, num_workers=1)
+    manifest = ingest(str(videos), out, levels=(16,), num_workers=1)
     shards = ShardSet.open(out)
     video = shards.video("train", 0)
     assert (video.width, video.height) == (24, 16) and shards.info("train", 0).height == 32
@@ -197,7 +200,7 @@ def test_a_shard_that_cannot_be_written_is_an_error_in_one_line(videos, tmp_path
 
 @pytest.mark.parametrize(
     ("settings", "field"),
-    [({"short_side": 0}, "short_side"), ({"videos_per_shard": 0}, "videos_per_shard"), ({"max_broken": 2}, "max_broken"), ({"num_workers": -1}, "num_workers")],
+    [({"levels": (0, 8)}, "levels"), ({"levels": (8, 16)}, "levels"), ({"videos_per_shard": 0}, "videos_per_shard"), ({"max_broken": 2}, "max_broken"), ({"num_workers": -1}, "num_workers")],
 )  # fmt: skip
 def test_settings_are_checked(videos, tmp_path, settings, field):
     with pytest.raises(DataError) as caught:

@@ -6,50 +6,61 @@ import dataclasses
 from pathlib import Path
 
 from mgray.data.decode import CODEC, encode_frames, transcode
+from mgray.data.manifest import MANIFEST, VERSION, Level, Manifest
 from mgray.data.shard import (
-    MANIFEST,
-    Folder,
     IndexRow,
-    Level,
-    Manifest,
     ShardSet,
     content_digest,
     shard_name,
     write_index,
     write_shard,
 )
+from mgray.data.storage import Folder
 from tests.support.videos import moving
 
 SIDE = 32
 
 
 def write_shards(
-    root: Path, *, train: int = 10, val: int = 5, classes: int = 2, frames: int = 10, damaged: int = -1
+    root: Path,
+    *,
+    train: int = 10,
+    val: int = 5,
+    classes: int = 2,
+    frames: int = 10,
+    damaged: int = -1,
+    levels: tuple[int, ...] = (SIDE,),
 ) -> ShardSet:
-    """Videos of 40x32 pixels in one shard; the packets of training video `damaged` are noise."""
+    """Videos of 40x32 pixels in one shard per level; the packets of training video `damaged` are noise at the finest level."""
     folder = Folder.of(str(root / "set"))
-    videos = []
+    ingested = []
     for number in range(train + val):
         path = root / f"{number}.mp4"
         encode_frames(str(path), moving(frames + number % 3, 40, 32, seed=number))
-        videos.append(transcode(str(path), SIDE))
+        ingested.append(transcode(str(path), levels))
+    stored = [[video.levels[number] for video in ingested] for number in range(len(levels))]
+    videos = [video for video in stored[0] if video is not None]
     if damaged >= 0:
         noise = bytes(byte ^ 0x5A for byte in videos[damaged].data)
-        videos[damaged] = dataclasses.replace(videos[damaged], data=memoryview(noise))
-    file, extents = write_shard(folder, shard_name(SIDE, 0), videos)
+        stored[0][damaged] = dataclasses.replace(videos[damaged], data=memoryview(noise))
+    files, extents = zip(
+        *(write_shard(folder, shard_name(str(side), 0), stored[number]) for number, side in enumerate(levels)),
+        strict=True,
+    )
     rows = [
         IndexRow(
             split="train" if number < train else "val", path=f"{number}.mp4", label=number % classes, group=str(number),
             num_frames=video.source.num_frames, width=video.source.width, height=video.source.height,
-            fps=video.source.fps, shard=0, offset=extent.offset, length=extent.length,
+            fps=video.source.fps, probe=ingested[number].probe, shard=0, extents=places,
         )
-        for number, (video, extent) in enumerate(zip(videos, extents, strict=True))
+        for number, (video, places) in enumerate(zip(videos, zip(*extents, strict=True), strict=True))
     ]  # fmt: skip
     names = tuple(f"class{number}" for number in range(classes))
     manifest = Manifest(
-        version=1, source="videos", source_digest="d", classes=names, counts={"train": train, "val": val},
-        levels=(Level(short_side=SIDE, shards=(file,)),), codec=CODEC, index=write_index(folder, rows, SIDE),
-        content_digest=content_digest(names, rows, [SIDE], CODEC),
+        version=VERSION, source="videos", source_digest="d", classes=names, counts={"train": train, "val": val},
+        levels=tuple(Level(short_side=side, shards=(file,)) for side, file in zip(levels, files, strict=True)),
+        codec=CODEC, index=write_index(folder, rows, [str(side) for side in levels]),
+        content_digest=content_digest(names, rows, [str(side) for side in levels], CODEC),
     )  # fmt: skip
     folder.write(MANIFEST, manifest.to_json().encode())
     return ShardSet.open(str(root / "set"))

@@ -65,8 +65,8 @@ def test_shards_are_looked_into(tmp_path: Path) -> None:
     refused(run, "data.path", "00000.arrow is missing")
     shard.write_bytes(content)
     manifest = tmp_path / "set" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
-    refused(run, "data.path", "version 2, this code reads 1")
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    refused(run, "data.path", "version 1, this code reads 2")
 
 
 def test_a_list_is_looked_into(videos: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
     )}  # fmt: skip
     assert list(own.values()) == [
         ["--overrides", "--pyslowfast", "--json", "--plot", "--step-times"],
-        ["--source", "--out", "--short-side", "--val-fraction", "--max-broken"],
+        ["--source", "--out", "--levels", "--val-fraction", "--max-broken"],
         ["--name", "--storage", "--verbose"],
         ["--run", "--data"],
         ["--runs", "--out"],
@@ -200,8 +200,8 @@ def test_eval_passes_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_module(monkeypatch, "mgray.trainer", "ingest_with_progress")
-    assert cli.main(["ingest", "videos", "shards", "--short-side", "128"]) == 0
-    assert calls == [(("videos", "shards"), {"short_side": 128, "val_fraction": 0.2, "max_broken": 0.01})]
+    assert cli.main(["ingest", "videos", "shards", "--levels", "180", "128"]) == 0
+    assert calls == [(("videos", "shards"), {"levels": (180, 128), "val_fraction": 0.2, "max_broken": 0.01})]
 
 
 def test_report_passes_its_folders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

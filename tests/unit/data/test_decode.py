@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -37,7 +38,13 @@ def source(folder) -> Path:
 
 @pytest.fixture(scope="module")
 def stored(source) -> StoredVideo:
-    return transcode(str(source), 256)
+    return at_level(str(source), 256)
+
+
+def at_level(path: str, side: int) -> StoredVideo:
+    video = transcode(path, (side,)).levels[0]
+    assert video is not None
+    return video
 
 
 def decoded(video: StoredVideo, spec: ClipSpec | None = None) -> np.ndarray:
@@ -97,7 +104,7 @@ def test_the_stored_level_looks_like_the_source(source, stored):
     smooth = np.stack([np.asarray(Image.fromarray(f).resize((192, 128), Image.BICUBIC)) for f in smooth])
     path = source.with_name("smooth.mp4")
     encode_frames(str(path), smooth, crf=5)
-    assert psnr(decoded(transcode(str(path), 256)), smooth) > 38
+    assert psnr(decoded(at_level(str(path), 256)), smooth) > 38
 
 
 def test_repeated_frames_and_flips(stored):
@@ -112,7 +119,7 @@ def test_repeated_frames_and_flips(stored):
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotation_is_applied(source, degrees):
     path = rotated(source, degrees, source.with_name(f"turned{degrees}.mp4"))
-    video = transcode(str(path), 256)
+    video = at_level(str(path), 256)
     expected = np.rot90(sequential(source), -degrees // 90, axes=(1, 2))
     assert (video.source.height, video.source.width) == expected.shape[1:3]
     assert psnr(decoded(video), expected) > 28
@@ -124,12 +131,12 @@ def test_larger_videos_are_reduced_and_rotated_ones_too(folder):
     path = folder / "large.mp4"
     frames = np.repeat(np.repeat(moving(6, 80, 60), 4, axis=1), 4, axis=2)
     encode_frames(str(path), frames, crf=8)
-    video = transcode(str(path), 60)
+    video = at_level(str(path), 60)
     assert (video.width, video.height) == (80, 60) and video.source == VideoInfo(6, 320, 240, 25.0)
     small = np.stack([np.asarray(Image.fromarray(f).resize((80, 60), Image.BOX)) for f in frames])
     spec = ClipSpec(0, 0, ClipShape(6, 60, 80), tuple(range(6)), (0.0, 0.0, 320.0, 240.0), False)
     assert psnr(decoded(video, spec), small) > 27
-    turned = transcode(str(rotated(path, 90, folder / "large90.mp4")), 60)
+    turned = at_level(str(rotated(path, 90, folder / "large90.mp4")), 60)
     assert (turned.width, turned.height) == (60, 80) and turned.source == VideoInfo(6, 240, 320, 25.0)
 
 
@@ -139,7 +146,7 @@ def test_crops_match_an_antialiased_resize_of_the_whole_frame(folder):
 
     smooth = np.stack([np.asarray(Image.fromarray(f).resize((320, 240), Image.BICUBIC)) for f in moving(6)])
     encode_frames(str(folder / "smooth.mp4"), smooth, crf=8)
-    video = transcode(str(folder / "smooth.mp4"), 256)
+    video = at_level(str(folder / "smooth.mp4"), 256)
     whole = decoded(video, whole_clip(video.source, (4,)))
     frame = torch.from_numpy(whole).permute(0, 3, 1, 2).float()
     for short_side, size in ((120, 112), (180, 160), (60, 56)):
@@ -156,7 +163,7 @@ def test_a_crop_of_a_reduced_level_is_where_it_was_in_the_source(folder):
     frames = np.zeros((3, 240, 320, 3), np.uint8)
     frames[:, 60:120, 160:240] = 255
     encode_frames(str(folder / "square.mp4"), frames)
-    video = transcode(str(folder / "square.mp4"), 120)
+    video = at_level(str(folder / "square.mp4"), 120)
     spec = ClipSpec(0, 0, ClipShape(1, 60, 80), (0,), (160.0, 60.0, 240.0, 120.0), False)
     assert decoded(video, spec)[0, 2:-2, 2:-2].min() > 240
     left = ClipSpec(0, 0, ClipShape(1, 60, 80), (0,), (80.0, 60.0, 160.0, 120.0), False)
@@ -168,7 +175,7 @@ def test_odd_sizes(folder, width, height):
     path = folder / f"odd{width}.mkv"
     frames = moving(5, width, height)
     encode_frames(str(path), frames, codec="ffv1", pixel_format="yuv444p")
-    video = transcode(str(path), 256)
+    video = at_level(str(path), 256)
     assert video.source == VideoInfo(5, width, height, 25.0)
     assert (video.width, video.height) == (width // 2 * 2, height // 2 * 2)
     assert psnr(decoded(video), frames) > 21
@@ -178,7 +185,7 @@ def test_variable_frame_rate_keeps_each_frame_once(folder):
     frames = moving(12)
     times = [0, 1, 2, 5, 6, 7, 20, 21, 22, 23, 40, 44]
     encode_frames(str(folder / "vfr.mp4"), frames, times=times)
-    video = transcode(str(folder / "vfr.mp4"), 256)
+    video = at_level(str(folder / "vfr.mp4"), 256)
     assert video.source.num_frames == 12 and video.source.fps == pytest.approx(25 * 11 / 44, rel=0.01)
     assert psnr(decoded(video), frames) > 27
 
@@ -187,7 +194,7 @@ def test_time_stamps_may_start_below_zero_or_late(folder):
     frames = moving(10)
     for name, first in (("early.mkv", -3), ("late.mkv", 100)):
         encode_frames(str(folder / name), frames, times=range(first, first + 10))
-        video = transcode(str(folder / name), 256)
+        video = at_level(str(folder / name), 256)
         assert video.source.num_frames == 10 and video.source.fps == pytest.approx(25, rel=0.02)
         assert psnr(decoded(video), frames) > 27
 
@@ -198,7 +205,7 @@ def test_edit_lists_and_missing_time_stamps_give_what_a_sequential_reader_gives(
     encode_frames(str(folder / "bare.h264"), frames)
     for name in ("edited.mp4", "bare.h264"):
         expected = sequential(folder / name)
-        video = transcode(str(folder / name), 256)
+        video = at_level(str(folder / name), 256)
         assert video.source.num_frames == len(expected)
         assert video.source.fps == pytest.approx(25)
         assert psnr(decoded(video), expected) > 27
@@ -220,7 +227,7 @@ def test_other_formats(folder, name, codec, pixel_format):
     if pixel_format == "gray":
         frames = np.repeat(frames.mean(-1, keepdims=True).astype(np.uint8), 3, axis=-1)
     encode_frames(str(folder / name), frames, codec=codec, pixel_format=pixel_format)
-    video = transcode(str(folder / name), 256)
+    video = at_level(str(folder / name), 256)
     assert video.source.num_frames == 10
     got, expected = decoded(video), sequential(folder / name)
     assert psnr(got, expected) > 28
@@ -231,18 +238,18 @@ def test_bt709_sources_keep_their_colours(folder):
     frames = np.zeros((4, 64, 96, 3), np.uint8)
     for column, colour in enumerate([(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)]):
         frames[:, :, column * 24 : column * 24 + 24] = colour
-    video = transcode(str(write_bt709(folder / "hd.mp4", frames)), 256)
+    video = at_level(str(write_bt709(folder / "hd.mp4", frames)), 256)
     got = decoded(video)
     for column in range(4):
         middle = got[0, 20:44, column * 24 + 8 : column * 24 + 16].reshape(-1, 3).mean(0)
-        assert np.abs(middle - frames[0, 0, column * 24 + 8]).max() < 5
+        assert np.abs(middle - frames[0, 0, column * 24 + 8]).max() < 7  # the wrong matrix is off by 20
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 17])
 def test_short_videos(folder, count):
     frames = moving(count)
     encode_frames(str(folder / f"short{count}.mp4"), frames)
-    video = transcode(str(folder / f"short{count}.mp4"), 256)
+    video = at_level(str(folder / f"short{count}.mp4"), 256)
     assert video.source.num_frames == count
     assert video.source.fps == pytest.approx(25)
     spec = center_clip(0, video.source, ClipShape(8, 32, 32), stride=4, short_side=64, fps=0.0)
@@ -260,7 +267,7 @@ def test_level_size(width, height, side, expected):
 
 
 def check_refused(path: Path, words: str) -> None:
-    for read in (lambda: transcode(str(path), 256), lambda: probe_video(str(path))):
+    for read in (lambda: at_level(str(path), 256), lambda: probe_video(str(path))):
         with pytest.raises(VideoError, match=words) as caught:
             read()
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -281,14 +288,11 @@ def test_unreadable_files_are_named(folder, source):
 def test_a_video_that_is_cut_off_is_refused(folder, source):
     for share in (0.5, 0.8):
         with pytest.raises(VideoError, match=r"cut off|does not decode"):
-            transcode(str(cut_off(source, folder / f"cut{share}.mp4", share)), 256)
+            at_level(str(cut_off(source, folder / f"cut{share}.mp4", share)), 256)
 
 
 def test_damaged_packets_are_refused(stored):
-    damaged = StoredVideo(
-        stored.source, stored.width, stored.height, stored.extradata, stored.pts, stored.key, stored.reference,
-        stored.offsets, memoryview(bytes(len(stored.data))),
-    )  # fmt: skip
+    damaged = dataclasses.replace(stored, data=memoryview(bytes(len(stored.data))))
     with pytest.raises(VideoError, match="stored"):
         decoded(damaged)
 
@@ -302,5 +306,5 @@ def test_probe(folder, source):
 
 def test_the_same_file_gives_the_same_packets(source, stored):
     for _ in range(5):
-        again = transcode(str(source), 256)
+        again = at_level(str(source), 256)
         assert bytes(again.data) == bytes(stored.data) and np.array_equal(again.offsets, stored.offsets)

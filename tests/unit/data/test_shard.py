@@ -11,25 +11,25 @@ import pytest
 
 from mgray.data.clip import VideoInfo
 from mgray.data.decode import CODEC, encode_frames, transcode
+from mgray.data.manifest import MANIFEST, VERSION, Broken, Level, Manifest
 from mgray.data.shard import (
     INDEX,
-    MANIFEST,
-    Broken,
-    Folder,
+    Extent,
     IndexRow,
-    Level,
-    Manifest,
     ShardSet,
+    SourceProbe,
     StoredVideo,
     content_digest,
     shard_name,
     write_index,
     write_shard,
 )
+from mgray.data.storage import Folder
 from mgray.errors import DataError
 from tests.support.videos import moving
 
 SIDE = 256
+PROBE = SourceProbe(codec="h264", pixel_format="yuv420p", rotation=0, full_range=False, num_bytes=1)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def videos(tmp_path_factory) -> list[StoredVideo]:
     for number in range(6):
         path = str(folder / f"{number}.mp4")
         encode_frames(path, moving(6 + number, 32 + 2 * number, 32, seed=number))
-        stored.append(transcode(path, SIDE))
+        video = transcode(path, (SIDE,)).levels[0]
+        assert video is not None
+        stored.append(video)
     return stored
 
 
@@ -50,7 +52,7 @@ def write_set(root: Path, videos: list[StoredVideo], shards: int = 2) -> Manifes
     size = len(videos) // shards
     for shard in range(shards):
         part = videos[shard * size : shard * size + size]
-        file, extents = write_shard(folder, shard_name(SIDE, shard), part)
+        file, extents = write_shard(folder, shard_name(str(SIDE), shard), part)
         files.append(file)
         for video, extent in zip(part, extents, strict=True):
             number = len(rows)
@@ -58,14 +60,14 @@ def write_set(root: Path, videos: list[StoredVideo], shards: int = 2) -> Manifes
                 IndexRow(
                     split="train" if number < 4 else "val", path=f"a/{number}.mp4", label=number % 2, group=f"g{number}",
                     num_frames=video.source.num_frames, width=video.source.width, height=video.source.height,
-                    fps=video.source.fps, shard=shard, offset=extent.offset, length=extent.length,
+                    fps=video.source.fps, probe=PROBE, shard=shard, extents=(extent,),
                 )
             )  # fmt: skip
     classes = ("jump", "run")
     manifest = Manifest(
-        version=1, source="videos", source_digest="d", classes=classes, counts={"train": 4, "val": 2},
-        levels=(Level(short_side=SIDE, shards=tuple(files)),), codec=CODEC, index=write_index(folder, rows, SIDE),
-        content_digest=content_digest(classes, rows, [SIDE], CODEC), broken=(Broken(path="b.mp4", reason="is empty"),),
+        version=VERSION, source="videos", source_digest="d", classes=classes, counts={"train": 4, "val": 2},
+        levels=(Level(short_side=SIDE, shards=tuple(files)),), codec=CODEC, index=write_index(folder, rows, [str(SIDE)]),
+        content_digest=content_digest(classes, rows, [str(SIDE)], CODEC), broken=(Broken(path="b.mp4", reason="is empty"),),
     )  # fmt: skip
     folder.write(MANIFEST, manifest.to_json().encode())
     return manifest
@@ -79,7 +81,8 @@ def root(tmp_path, videos) -> Path:
 
 def same(one: StoredVideo, other: StoredVideo) -> bool:
     arrays = all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("pts", "key", "reference", "offsets")
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("pts", "key", "reference", "offsets", "sizes")
     )
     scalars = all(getattr(one, name) == getattr(other, name) for name in ("source", "width", "height", "extradata"))
     return arrays and scalars and bytes(one.data) == bytes(other.data)
@@ -106,7 +109,7 @@ def test_every_video_comes_back(root, videos):
 
 
 def test_shards_are_files_that_arrow_reads(root, videos):
-    with pa.ipc.open_file(str(root / shard_name(SIDE, 1))) as reader:
+    with pa.ipc.open_file(str(root / shard_name(str(SIDE), 1))) as reader:
         assert reader.num_record_batches == 3
         assert same(StoredVideo.from_batch(reader.get_batch(2)), videos[5])
 
@@ -157,7 +160,7 @@ def test_the_manifest_round_trips(root):
     text = (root / MANIFEST).read_text()
     manifest = Manifest.from_json(text, str(root))
     assert manifest.to_json() == text
-    assert manifest.levels[0].shards[1].num_bytes == (root / shard_name(SIDE, 1)).stat().st_size
+    assert manifest.levels[0].shards[1].num_bytes == (root / shard_name(str(SIDE), 1)).stat().st_size
 
 
 def check_refused(root: Path, words: str, verify: bool = False) -> None:
@@ -175,7 +178,7 @@ def test_what_is_no_set_is_refused(tmp_path, root):
     check_refused(tmp_path / "empty", "holds no manifest.json; make shards")
     tree = json.loads((root / MANIFEST).read_text())
     for change, words in (
-        ({"version": 2}, "have version 2, this code reads 1; ingest"),
+        ({"version": 1}, f"have version 1, this code reads {VERSION}; ingest"),
         ({"format": "else"}, "does not describe mgray shards"),
         ({"novel": 1}, "lacks or misnames a field"),
     ):
@@ -188,7 +191,7 @@ def test_what_is_no_set_is_refused(tmp_path, root):
 
 
 def test_missing_and_damaged_files_are_named(root, videos):
-    shard = root / shard_name(SIDE, 1)
+    shard = root / shard_name(str(SIDE), 1)
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
     check_refused(root, r"256/00001.arrow is damaged \(it has")
@@ -204,7 +207,7 @@ def test_missing_and_damaged_files_are_named(root, videos):
 
 
 def test_a_shard_of_noise_is_refused_when_read(root):
-    shard = root / shard_name(SIDE, 0)
+    shard = root / shard_name(str(SIDE), 0)
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(DataError, match=r"256/00000.arrow is damaged"):
         ShardSet.open(str(root)).video("train", 0)
@@ -223,11 +226,12 @@ def test_writing_leaves_only_whole_files(tmp_path):
 
 def test_an_index_of_many_videos_is_small_and_fast(tmp_path):
     row = IndexRow(
-        split="train", path="", label=3, group="", num_frames=300, width=340, height=256, fps=30.0, shard=7, offset=9, length=5
+        split="train", path="", label=3, group="", num_frames=300, width=340, height=256, fps=30.0, probe=PROBE,
+        shard=7, extents=(Extent(offset=9, head=2, length=5),) * 3,
     )  # fmt: skip
     rows = [replace(row, path=f"class/{i:07d}.mp4", group=f"class/{i:07d}.mp4") for i in range(20_000)]
-    file = write_index(Folder.of(str(tmp_path)), rows, SIDE)
-    assert file.num_bytes < 120 * len(rows)
+    file = write_index(Folder.of(str(tmp_path)), rows, ["256", "180", "128"])
+    assert file.num_bytes < 200 * len(rows)
 
 
 def test_an_info_is_what_sampling_needs(root):

@@ -82,10 +82,10 @@ def test_blocks_do_not_depend_on_who_decodes_them(source, world_size):
     ] == [source.num_bytes(last, rank, world_size) for rank in range(world_size)]  # fmt: skip
 
 
-def test_another_process_decodes_the_same_without_torch(source):
+def test_another_process_decodes_the_same_without_ray(source):
     code = (
         "import pickle, sys; source = pickle.loads(sys.stdin.buffer.read()); block = source.block(1, 1, 2);"
-        "assert not {'torch', 'ray'} & set(sys.modules); sys.stdout.buffer.write(pickle.dumps(block))"
+        "assert 'ray' not in sys.modules; sys.stdout.buffer.write(pickle.dumps(block))"
     )
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(source), capture_output=True, check=True)
     assert same(pickle.loads(done.stdout), source.block(1, 1, 2))

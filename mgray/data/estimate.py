@@ -1,0 +1,79 @@
+"""What an ingest will take, from encoding a few of its videos."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mgray.data.annotations import read_annotations
+from mgray.data.decode import index_packets, transcode
+from mgray.data.manifest import Broken, level_name
+from mgray.errors import VideoError
+
+_VIDEOS = 32
+_BUDGET_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Size and time of an ingest, extrapolated by the bytes of its sources."""
+
+    videos: int
+    source_bytes: int
+    tried: int
+    """Videos that were encoded for it."""
+    stored_bytes: dict[str, int]
+    """By level."""
+    cpu_s: float
+    """Seconds of one core."""
+    broken: tuple[Broken, ...]
+    """Of those tried."""
+
+
+def estimate(
+    source: str,
+    levels: Sequence[int],
+    *,
+    val_fraction: float = 0.2,
+    limit_s: float = 600.0,
+    budget_s: float = _BUDGET_S,
+) -> Estimate:
+    """Encode videos that are spread over the list, as many as `budget_s` seconds allow and at most 32, and write nothing.
+
+    Args:
+        levels: as for `ingest`.
+
+    Raises:
+        DataError: the source cannot be used.
+    """
+    annotations = read_annotations(source, val_fraction=val_fraction)
+    locations = [annotations.locate(sample) for sample in annotations.samples]
+    sizes = [os.path.getsize(location) for location in locations]
+    count = min(_VIDEOS, len(locations))
+    stored, broken = dict.fromkeys(map(level_name, levels), 0), []
+    tried_bytes = tried = 0
+    started, cpu = time.monotonic(), time.process_time()
+    for number in (index * len(locations) // count for index in range(count)):
+        if tried and time.monotonic() - started > budget_s:
+            break
+        tried += 1
+        tried_bytes += sizes[number]
+        try:
+            whole = list(levels) == [0]
+            video = index_packets(locations[number]) if whole else transcode(locations[number], levels, limit_s=limit_s)
+        except VideoError as error:
+            broken.append(Broken(path=annotations.samples[number].path, reason=error.problem))
+            continue
+        for level, part in zip(stored, video.levels, strict=True):
+            stored[level] += 0 if part is None else part.to_batch().nbytes
+    scale = sum(sizes) / max(1, tried_bytes)
+    return Estimate(
+        videos=len(locations),
+        source_bytes=sum(sizes),
+        tried=tried,
+        stored_bytes={level: round(size * scale) for level, size in stored.items()},
+        cpu_s=(time.process_time() - cpu) * scale,
+        broken=tuple(broken),
+    )

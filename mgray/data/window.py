@@ -1,0 +1,129 @@
+"""Windows: from the planes of decoded frames to a finished clip, with one conversion and one antialiased resize for all frames.
+
+Rows of a window are cut out of each frame's planes into one tall picture, which is converted to RGB in one call; frames are then
+resized together (bilinear, antialiased: what torchvision does), straight into their place in the block. What lies outside the
+window is never converted.
+
+Shape suffixes: T frames, H height, W width, C colours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Planes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+"""Y [H, W], Cb and Cr [H/2, W/2] (rounded up)."""
+_WIDE = 32
+"""Converted rows have a multiple of so many pixels, where the frame is wide enough: FFmpeg then leaves no gap between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One direction of a window: the pixels that are cut out, and how they are resized.
+
+    The cut starts where the window does, to the nearest pixel, and may be longer than it; `scale` is exact.
+    """
+
+    start: int
+    length: int
+    scale: float
+    """Pixels of the finished clip for one of the frame."""
+
+
+class Window:
+    """Collects a window of each frame of a clip (4:2:0), then resizes it to `width` x `height`.
+
+    Args:
+        frames: distinct frames of the clip.
+        box: (left, top, right, bottom) in pixels of a frame of `size` = (width, height).
+        out_size: (width, height) of the clip in pixels.
+        flip: mirror left to right.
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        box: tuple[float, float, float, float],
+        size: tuple[int, int],
+        out_size: tuple[int, int],
+        flip: bool,
+    ) -> None:
+        left, top, right, bottom = box
+        self._across = _cut(left, right, size[0], out_size[0], _WIDE, mirrored=flip)
+        self._down = _cut(top, bottom, size[1], out_size[1], 2, mirrored=False)
+        self._flip = flip
+        height, width = self._down.length, self._across.length
+        # one I420 picture of all frames, one below the other; PyAV takes those of a multiple of 4 rows
+        rows = 4 * math.ceil(frames * height / 4)
+        self.picture = np.empty((rows * 3 // 2, width), np.uint8)
+        flat, luma, chroma = self.picture.reshape(-1), rows * width, rows * width // 4
+
+        def plane(offset: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+            return flat[offset : offset + frames * height * width].reshape(frames, height, width)
+
+        self._planes = (
+            plane(0, height, width),
+            plane(luma, height // 2, width // 2),
+            plane(luma + chroma, height // 2, width // 2),
+        )
+
+    def put(self, index: int, planes: Planes) -> None:
+        """Cut frame `index` out of its planes."""
+        top, left = self._down.start, self._across.start
+        for target, plane, share in zip(self._planes, planes, (1, 2, 2), strict=True):
+            rows, columns = target.shape[1:]
+            cut = plane[top // share : top // share + rows, left // share : left // share + columns]
+            target[index, : cut.shape[0], : cut.shape[1]] = cut
+            # a frame of odd size ends within a chroma pixel
+            if cut.shape[0] < rows:
+                target[index, cut.shape[0] :] = target[index, cut.shape[0] - 1]
+            if cut.shape[1] < columns:
+                target[index, :, cut.shape[1] :] = target[index, :, cut.shape[1] - 1 : cut.shape[1]]
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(width, height) of what is cut out of a frame."""
+        return self._across.length, self._down.length
+
+    def close(self) -> npt.NDArray[np.uint8]:
+        """The picture to convert, once all frames are put: I420, one frame below the other."""
+        import torch  # takes seconds, and ingest has no use for it
+
+        if self._flip:
+            for plane in self._planes:
+                plane[...] = torch.flip(torch.from_numpy(plane), [2]).numpy()
+        return self.picture
+
+    def resize(self, rgb_THWC: npt.NDArray[np.uint8], out_THWC: npt.NDArray[np.uint8]) -> None:
+        """Resize the converted picture (contiguous) into a clip of as many frames."""
+        import torch
+
+        # what interpolate(antialias=True) calls, but with scales that need not be the ratio of the sizes
+        resize = torch.ops.aten._upsample_bilinear2d_aa.out
+        source = torch.from_numpy(rgb_THWC).permute(0, 3, 1, 2)
+        target = torch.from_numpy(out_THWC).permute(0, 3, 1, 2)
+        size = list(out_THWC.shape[1:3])
+        resize(source, size, False, self._down.scale, self._across.scale, out=target)
+
+
+def _cut(begin: float, end: float, size: int, out: int, multiple: int, *, mirrored: bool) -> _Cut:
+    """Even lengths, since a chroma pixel is two wide; beyond the frame's end its last pixel is repeated."""
+    span = end - begin
+    first, last = round(begin), round(end)
+    length = multiple * math.ceil((math.ceil(span) + 1) / multiple)
+    if mirrored:
+        start = max(0, last - length)
+        length = 2 * math.ceil((last - start) / 2)
+    else:
+        start = first
+        length = min(length, 2 * math.ceil((size - start) / 2))
+    if length == out and span != out:  # torch takes equal sizes as nothing to resize
+        if not mirrored:
+            length += 2
+        elif start >= 2:
+            start, length = start - 2, length + 2
+    return _Cut(start, length, out / span)
