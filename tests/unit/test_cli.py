@@ -17,6 +17,8 @@ from mgray import cli
 from mgray.check import check_run
 from mgray.config import Run
 from mgray.report.command import options
+from tests.support.shards import write_shards
+from tests.support.videos import write_tree
 from tests.unit.test_pyslowfast import KINETICS
 from workloads import WORKLOADS
 
@@ -53,14 +55,25 @@ def test_each_command_has_help_with_examples(command: str, capsys: pytest.Captur
 
 
 def test_the_surface_changes_on_purpose_only() -> None:
-    assert list(cli.COMMANDS) == ["plan", "ingest", "train", "eval", "report", "bench", "demo"]
+    assert list(cli.COMMANDS) == ["plan", "ingest", "shards", "train", "eval", "report", "bench", "demo"]
     own = {kind: [option for option in cli._options(kind, "--") if "." not in option] for kind in (
-        cli.PlanArguments, cli.IngestArguments, cli.TrainArguments, cli.EvalArguments, cli.ReportArguments,
+        cli.PlanArguments, cli.IngestArguments, cli.ShardsArguments, cli.TrainArguments, cli.EvalArguments, cli.ReportArguments,
         cli.BenchArguments, cli.DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
         ["--overrides", "--pyslowfast", "--json", "--plot", "--step-times"],
-        ["--source", "--out", "--levels", "--val-fraction", "--max-broken"],
+        [
+            "--source",
+            "--out",
+            "--levels",
+            "--workload",
+            "--passthrough",
+            "--dry-run",
+            "--limit-s",
+            "--val-fraction",
+            "--max-broken",
+        ],
+        ["--action", "--path", "--json"],
         ["--name", "--storage", "--verbose"],
         ["--run", "--data"],
         ["--runs", "--out"],
@@ -201,7 +214,9 @@ def test_eval_passes_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_module(monkeypatch, "mgray.trainer", "ingest_with_progress")
     assert cli.main(["ingest", "videos", "shards", "--levels", "180", "128"]) == 0
-    assert calls == [(("videos", "shards"), {"levels": (180, 128), "val_fraction": 0.2, "max_broken": 0.01})]
+    assert calls == [
+        (("videos", "shards"), {"levels": (180, 128), "val_fraction": 0.2, "max_broken": 0.01, "limit_s": 600.0})
+    ]
 
 
 def test_report_passes_its_folders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,3 +355,42 @@ def test_output_to_a_closed_pipe_is_no_traceback() -> None:
 def test_check_run_is_what_train_refuses_with() -> None:
     assert check_run.__module__ == "mgray.check"
     assert Run().data.path == ""
+
+
+def test_shards_are_looked_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(tmp_path, train=3, val=2, levels=(32, 16))
+    root = str(tmp_path / "set")
+    assert cli.main(["shards", "info", root]) == 0
+    text = capsys.readouterr().out
+    assert "3 to train on, 2 to validate on" in text and "level 32" in text and "level 16" in text and "5 h264" in text
+    assert cli.main(["shards", "info", root, "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert [level["videos"] for level in tree["levels"]] == [5, 5] and tree["frames"] == 54
+    assert cli.main(["shards", "verify", root]) == 0
+    shard = tmp_path / "set" / "16" / "00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+    assert cli.main(["shards", "verify", root]) == 2
+    assert "16/00000.arrow is damaged (its checksum differs)" in capsys.readouterr().err
+    assert cli.main(["shards", "look", root]) == 2
+    assert "mgray shards info DIR" in capsys.readouterr().err
+
+
+def test_a_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos = write_tree(tmp_path / "videos", {"a": 3, "b": 3})
+    (videos / "a" / "text.mp4").write_text("no video")
+    assert cli.main(["ingest", str(videos), str(tmp_path / "out"), "--dry-run", "--levels", "32", "16"]) == 0
+    text = capsys.readouterr().out
+    assert "7 videos" in text and "of the sources" in text and "text.mp4" in text
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["ingest", str(videos), str(tmp_path / "out"), "--levels", "large"]) == 2
+    assert "levels" in capsys.readouterr().err
+
+
+def test_levels_may_be_read_off_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("mgray.trainer.ingest_with_progress", lambda *args, **kwargs: calls.append(kwargs["levels"]))
+    assert cli.main(["ingest", "v", "s", "--levels", "auto", "--workload", "demo"]) == 0
+    assert cli.main(["ingest", "v", "s", "--passthrough"]) == 0
+    assert calls == [(72, 44), (0,)]
