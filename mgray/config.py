@@ -160,8 +160,8 @@ class FeedSection:
 
     source: Literal["shards", "files"] = "shards"
     """Where clips are decoded from, if data.path names videos: shards that are ingested first, or the files as they are (slower)."""
-    decoders: int = 1
-    """Decode tasks that run at once for each worker, beside it on its node."""
+    decoders: int = 0
+    """Decode tasks that run at once for each worker, beside it on its node; 0 measures how many keep up with its training."""
     ahead: int = 32
     """Steps of one decoding pipeline; the next is opened when half of one is used up."""
     ahead_gib: float = 1.0
@@ -169,10 +169,8 @@ class FeedSection:
 
     def __post_init__(self) -> None:
         _require(self.ahead_gib > 0, "feed.ahead_gib", self.ahead_gib, "must be positive", "give e.g. 1")
-        for name in ("decoders", "ahead"):
-            _require(
-                getattr(self, name) >= 1, f"feed.{name}", getattr(self, name), "must be at least 1", "give 1 or more"
-            )
+        _require(self.ahead >= 1, "feed.ahead", self.ahead, "must be at least 1", "give 1 or more")
+        _require(self.decoders >= 0, "feed.decoders", self.decoders, "must not be negative", "give 0 to measure it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

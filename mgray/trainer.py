@@ -101,7 +101,8 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
     if run.scale.address or os.environ.get("RAY_ADDRESS"):
         options["address"] = run.scale.address or None
     else:
-        wanted = run.scale.workers * (run.scale.cpus + run.feed.decoders)
+        # decode tasks reserve nothing, but their processes count below
+        wanted = run.scale.workers * (run.scale.cpus + max(1, run.feed.decoders))
         options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(wanted)), "include_dashboard": False}
         # Ray ends idle processes above this number after a second; a decode process takes seconds to start
         os.environ.setdefault("RAY_num_workers_soft_limit", str(8 + 4 * math.ceil(wanted)))

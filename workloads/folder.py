@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mgray.config import DataSection, FeedSection, ModelSection, Run, ScaleSection, TrainSection
+from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.plan import PlanSpec
 
 
@@ -23,7 +23,6 @@ def folder_baseline() -> Run:
         data=DataSection(levels=(256, 180, 128)),
         model=ModelSection(name="slowfast", depth=50),
         train=TrainSection(precision="bfloat16"),
-        feed=FeedSection(decoders=4),
         scale=ScaleSection(cpus=2.0),
     )
 

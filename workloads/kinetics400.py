@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mgray.config import DataSection, FeedSection, ModelSection, Run, ScaleSection, TrainSection
+from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.plan import PlanSpec
 
 
@@ -29,7 +29,6 @@ def kinetics400_slowfast_r50_baseline() -> Run:
         data=DataSection(fps=30.0, levels=(256, 180, 128)),
         model=ModelSection(name="slowfast", depth=50),
         train=TrainSection(precision="bfloat16", precise_bn=200, evals=40),
-        feed=FeedSection(decoders=8),
         scale=ScaleSection(workers=8, cpus=2.0, save_every=1000),
     )
 

@@ -3,15 +3,20 @@
 A block is one rank's clips of one step, so blocks are the same size on every grid. A pipeline never crosses a grid phase, and covers so few steps
 that all its blocks may wait in the object store: that bounds what is decoded ahead. (Ray Data's own bound would do it for a whole phase, but in Ray
 2.60 its scheduling loop spins while a block is ready and over budget, at the cost of half a core a rank.) The next pipeline is opened when half of
-the current one is used up, so that no phase change and no start of an execution is waited for.
+the current one is used up, so that no phase change and no start of an execution is waited for. It gets as many decode tasks as its
+grid asks: what decoding costs a byte, and how long the loop takes over a step, are measured on the way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
+import statistics
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -31,6 +36,9 @@ from mgray.errors import MgrayError
 ROW_BYTES = 8 << 20
 """Blocks of several steps travel together up to this size: a row costs the executor some 7 ms, however small."""
 MAX_STEPS_PER_ROW = 8
+MARGIN = 1.25
+"""Decoders are provided for this many times the rate of training."""
+_PACE_STEPS = 32
 NODE_LABEL = "ray.io/node-id"
 """Label that Ray gives each node."""
 _END = object()
@@ -51,6 +59,8 @@ class GridShard:
     world_size: int
     node_id: str
     section: FeedSection
+    cores: int = 1
+    """CPUs of its node that this rank may decode with."""
 
     def blocks(self, source: ClipSource, segments: Sequence[range]) -> contextlib.closing[Blocks]:
         return contextlib.closing(self._blocks(source, segments))
@@ -58,11 +68,14 @@ class GridShard:
     def _blocks(self, source: ClipSource, segments: Sequence[range]) -> Blocks:
         upcoming = (piece for segment in segments for piece in self._pieces(source, segment))
         opened: list[_Pipeline] = []
+        pace = Pace()
 
         def open_next() -> None:
             piece = next(upcoming, None)
             if piece is not None:
-                opened.append(_Pipeline(self, source, piece))
+                step_bytes = self.block_bytes(source, piece)
+                decoders = self.section.decoders or pace.decoders(step_bytes, self.cores)
+                opened.append(_Pipeline(self, source, piece, decoders))
 
         try:
             open_next()
@@ -70,8 +83,12 @@ class GridShard:
                 pipeline = opened[0]
                 for left in reversed(range(len(pipeline.steps))):
                     if len(opened) == 1 and left <= len(pipeline.steps) // 2:
+                        pace.decoded(pipeline.decode_s, pipeline.decoded_bytes)
                         open_next()
-                    yield pipeline.take()
+                    block = pipeline.take()
+                    taken = time.perf_counter()
+                    yield block
+                    pace.stepped(time.perf_counter() - taken)
                 opened.pop(0).close()
         finally:
             for pipeline in opened:
@@ -89,6 +106,31 @@ class GridShard:
         return max(1, *(source.num_bytes(step, self.rank, self.world_size) for step in steps[:4]))
 
 
+class Pace:
+    """What a byte of clips costs to decode, and how long the loop takes over a step: so many decoders are needed."""
+
+    def __init__(self) -> None:
+        self._s_per_byte = 0.0
+        self._steps: deque[float] = deque(maxlen=_PACE_STEPS)
+
+    def decoded(self, seconds: float, num_bytes: int) -> None:
+        """A task's seconds over so many bytes."""
+        if num_bytes:
+            self._s_per_byte = seconds / num_bytes
+
+    def stepped(self, seconds: float) -> None:
+        """Time from one block's delivery until the next is asked for."""
+        self._steps.append(seconds)
+
+    def decoders(self, step_bytes: int, cores: int) -> int:
+        """Tasks that decode steps of a size as fast as they are trained on, with a margin; all cores before anything is known."""
+        if not self._s_per_byte or not self._steps:
+            return cores
+        # a step's time hardly depends on its grid, and validation between two steps is no step
+        needed = MARGIN * self._s_per_byte * step_bytes / max(statistics.median(self._steps), 1e-6)
+        return max(1, min(cores, math.ceil(needed)))
+
+
 class GridDataConfig(ray.train.DataConfig):
     """Hands each rank its `GridShard`; evaluated anew whenever a worker group starts, so that ranks may come and go."""
 
@@ -102,21 +144,34 @@ class GridDataConfig(ray.train.DataConfig):
     ) -> list[dict[str, Any]]:
         """One shard per rank and name; each value of `datasets` is the `FeedSection` of that feed."""
         nodes = worker_node_ids or [""] * world_size
+        cores = _cores(nodes)
         return [
-            {name: GridShard(rank, world_size, nodes[rank], section) for name, section in datasets.items()}
+            {name: GridShard(rank, world_size, nodes[rank], section, cores[rank]) for name, section in datasets.items()}
             for rank in range(world_size)
         ]
+
+
+def _cores(nodes: Sequence[str]) -> list[int]:
+    """For the rank on each node: what is left of the node's CPUs for decoding when each of its ranks has one."""
+    cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    ranks = Counter(nodes)
+    return [max(1, cpus.get(node, 1) // ranks[node] - 1) for node in nodes]
 
 
 class _Pipeline:
     """One Ray Data execution over consecutive steps, drained by a thread as fast as it decodes."""
 
-    def __init__(self, shard: GridShard, source: ClipSource, steps: range) -> None:
+    def __init__(self, shard: GridShard, source: ClipSource, steps: range, decoders: int) -> None:
         self.steps = steps
+        self.decode_s = 0.0
+        """Seconds of decode tasks over the `decoded_bytes` that have come so far."""
+        self.decoded_bytes = 0
         self._next = steps.start
         self._closed = threading.Event()
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._drain, args=(shard, source), daemon=True, name="mgray-feed")
+        self._thread = threading.Thread(
+            target=self._drain, args=(shard, source, decoders), daemon=True, name="mgray-feed"
+        )
         self._thread.start()
 
     def take(self) -> Block | None:
@@ -134,11 +189,13 @@ class _Pipeline:
         self._closed.set()
         self._thread.join(timeout=10)
 
-    def _drain(self, shard: GridShard, source: ClipSource) -> None:
+    def _drain(self, shard: GridShard, source: ClipSource, decoders: int) -> None:
         try:
-            dataset = _dataset(shard, source, self.steps)
+            dataset = _dataset(shard, source, self.steps, decoders)
             with contextlib.closing(_batches(dataset)) as tables:
                 for table in tables:
+                    self.decode_s += table.column("decode_s")[0].as_py()
+                    self.decoded_bytes += table.nbytes
                     for block in _blocks_of(table):
                         self._queue.put(block)
                     if self._closed.is_set():
@@ -152,11 +209,11 @@ def _batches(dataset: ray.data.Dataset) -> Generator[pa.Table, None, None]:
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dataset:
-    section, rank, world_size = shard.section, shard.rank, shard.world_size
+def _dataset(shard: GridShard, source: ClipSource, steps: range, decoders: int) -> ray.data.Dataset:
+    rank, world_size = shard.rank, shard.world_size
     per_row = max(1, min(MAX_STEPS_PER_ROW, ROW_BYTES // shard.block_bytes(source, steps)))
     # rows come in order: with several decoders a task makes one row, so that they work on neighbouring steps
-    per_task = per_row if section.decoders > 1 else len(steps)
+    per_task = per_row if decoders > 1 else len(steps)
     tasks = [steps[i : i + per_task] for i in range(0, len(steps), per_task)]
     dataset = ray.data.from_blocks([pa.table({"step": pa.array(task, pa.int64())}) for task in tasks])
     context = dataset.context
@@ -169,16 +226,21 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range) -> ray.data.Dat
     ref = ray.put(source)
 
     def decode(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        import torch
+
+        torch.set_num_threads(1)  # tasks run beside each other, not threads
         shared = ray.get(ref)
         for first in range(0, len(batch["step"]), per_row):
             steps = [int(step) for step in batch["step"][first : first + per_row]]
-            yield _row_of(steps, [shared.block(step, rank, world_size) for step in steps])
+            started = time.perf_counter()
+            row = _row_of(steps, [shared.block(step, rank, world_size) for step in steps])
+            yield row | {"decode_s": np.array([time.perf_counter() - started])}
 
     # Decoding reserves no CPUs: where training holds all of a cluster's, it would wait for ever.
     decoded = dataset.map_batches(
         decode,
         batch_size=None,
-        compute=TaskPoolStrategy(size=min(section.decoders, len(tasks))),
+        compute=TaskPoolStrategy(size=min(decoders, len(tasks))),
         num_cpus=0,
         label_selector={NODE_LABEL: shard.node_id} if shard.node_id else None,
         fallback_strategy=[{"label_selector": {}}] if shard.node_id else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,8 @@ class LocalFeed:
     def _blocks(self, source: ClipSource, segments: Sequence[range]) -> Blocks:
         steps = itertools.chain.from_iterable(segments)
         pending: deque[Future[Block | None]] = deque()
-        with ThreadPoolExecutor(self.section.decoders, thread_name_prefix="mgray-decode") as pool:
+        decoders = self.section.decoders or max(1, (os.cpu_count() or 1) - 1)
+        with ThreadPoolExecutor(decoders, thread_name_prefix="mgray-decode") as pool:
             try:
                 for step in steps:
                     pending.append(pool.submit(source.block, step, self.rank, self.world_size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import ray
 
 from mgray.config import FeedSection
 from mgray.data import feed as feed_module
-from mgray.data.feed import GridDataConfig, GridShard
+from mgray.data.feed import GridDataConfig, GridShard, Pace
 from mgray.data.local_feed import LocalFeed
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
@@ -70,12 +71,12 @@ def test_pipelines_overlap_and_end(ray_instance: None, small: ShardSet, monkeypa
     open_now, most, opened_early = [], [], []
 
     class Counted(feed_module._Pipeline):
-        def __init__(self, shard, source, steps):
+        def __init__(self, shard, source, steps, decoders):
             if open_now:
                 opened_early.append(steps.start - open_now[0]._next)
             open_now.append(self)
             most.append(len(open_now))
-            super().__init__(shard, source, steps)
+            super().__init__(shard, source, steps, decoders)
 
         def close(self):
             open_now.remove(self)
@@ -132,7 +133,39 @@ def test_a_video_that_does_not_decode_is_our_error(ray_instance: None, tmp_path:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_ranks_are_handed_out() -> None:
+def test_ranks_are_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": cpus}} for name, cpus in (("a", 16.0), ("b", 4.0))]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     section = FeedSection(decoders=2)
-    made = GridDataConfig().configure({"train": section}, 2, None, ["a", "b"])
-    assert made == [{"train": GridShard(0, 2, "a", section)}, {"train": GridShard(1, 2, "b", section)}]
+    made = GridDataConfig().configure({"train": section}, 4, None, ["a", "b", "b", "elsewhere"])
+    assert made == [
+        {"train": GridShard(0, 4, "a", section, cores=15)},
+        {"train": GridShard(1, 4, "b", section, cores=1)},
+        {"train": GridShard(2, 4, "b", section, cores=1)},
+        {"train": GridShard(3, 4, "elsewhere", section, cores=1)},
+    ]
+
+
+def test_decoders_follow_what_decoding_and_training_take() -> None:
+    pace = Pace()
+    assert pace.decoders(1000, 12) == 12  # nothing is known
+    for seconds in (0.1, 0.1, 60.0):  # a validation in between
+        pace.stepped(seconds)
+    pace.decoded(1.6, 8000)
+    assert pace.decoders(1000, 12) == 3  # 0.2 s a step against 0.1 s, and a quarter more
+    assert pace.decoders(8000, 12) == 12 and pace.decoders(10, 12) == 1
+    pace.decoded(0.0, 0)
+    assert pace.decoders(1000, 12) == 3
+
+
+def test_a_pipeline_gets_the_decoders_that_are_needed(
+    ray_instance: None, small: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, made = [], feed_module._dataset
+    monkeypatch.setattr(feed_module, "_dataset", lambda *args: (counts.append(args[3]), made(*args))[1])
+    source = source_of(small)
+    with GridShard(0, 1, "", FeedSection(ahead=8), cores=3).blocks(source, [range(0, 24)]) as blocks:
+        for index, block in enumerate(blocks):
+            assert block is not None and block.index == index
+            time.sleep(0.2)
+    assert counts == [3, 1, 1]

@@ -60,7 +60,7 @@ def test_whole_numbers_are_floats_where_floats_are_meant() -> None:
         (TrainSection, "label_smoothing", 1.0),
         (TrainSection, "evals", 0),
         (TrainSection, "micro_groups", -1),
-        (FeedSection, "decoders", 0),
+        (FeedSection, "decoders", -1),
         (ScaleSection, "workers", 0),
         (ScaleSection, "cpus", 0.0),
     ],
