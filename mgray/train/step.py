@@ -42,7 +42,8 @@ class Worker:
         self._session = session
         self._train = train
         self._dtype = torch.float64 if train.precision == "float64" else torch.float32
-        self._uploads = torch.cuda.Stream(session.device) if session.device.type == "cuda" else None
+        cuda = session.device.type == "cuda"
+        self._uploads = torch.cuda.Stream(session.device) if cuda else None  # type: ignore[no-untyped-call]
         self._scale_C = 1.0 / (torch.tensor(data.std, dtype=self._dtype, device=session.device) * 255.0)
         self._shift_C = -torch.tensor(data.mean, dtype=self._dtype, device=session.device) * 255.0 * self._scale_C
 
