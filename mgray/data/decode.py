@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import stat
 import threading
 import time
 import zlib
@@ -53,6 +54,15 @@ DECODE_LIMIT_S = 600.0
 """Seconds of decoding after which ingest gives a file up."""
 MAX_SIDE = 16384
 """Pixels; larger frames are refused."""
+MAX_PIXELS = 1 << 26
+"""Pixels of a frame; larger ones are refused before memory is taken for them."""
+_FORMATS = (
+    "mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "asf", "flv", "ogg", "h264", "hevc", "m4v", "ivf", "obu", "nut",
+    "mxf", "dv", "yuv4mpegpipe",
+)  # fmt: skip
+"""What FFmpeg may take a file for: never a playlist, which would open other files and addresses, and no image."""
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+_DECODE_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 _START_CODE = b"\x00\x00\x01"
 _SLICES = (1, 5)
 _DECODERS = 16
@@ -83,18 +93,24 @@ class Ingested:
     probe: SourceProbe
 
 
-def probe_video(path: str) -> Probe:
+def probe_video(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Probe:
     """Read a file's header and first frame; frames are counted by packets where the header does not say.
+
+    Args:
+        limit_s: seconds after which a file is given up.
 
     Raises:
         VideoError: missing, empty, no video in it, or nothing that decodes.
     """
-    with _opened(path) as container:
+    started = time.monotonic()
+    with _opened(path, limit_s) as container:
         stream = _video_stream(container, path)
         first: VideoFrame | None = None
         counted = 0
         try:
             for packet in container.demux(stream):
+                if time.monotonic() - started > limit_s:
+                    raise _unreadable(path, f"does not decode within {limit_s:g} s ({counted} packets in that time)")
                 counted += packet.size > 0
                 if first is None:
                     first = next(iter(packet.decode()), None)
@@ -106,6 +122,7 @@ def probe_video(path: str) -> Probe:
             raise _unreadable(path, "holds no frame")
         num_frames = stream.frames or counted
         width, height = _display_size(first)
+        _check_size(path, width, height)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         return Probe(num_frames, width, height, fps, num_frames / fps if fps else 0.0)
 
@@ -181,7 +198,7 @@ class _Source(contextlib.AbstractContextManager["_Source"]):
         self._times: list[float | None] = []
         self._format: tuple[str, int, bool] | None = None
         self._exit = contextlib.ExitStack()
-        self._container = self._exit.enter_context(_opened(path))
+        self._container = self._exit.enter_context(_opened(path, limit_s))
         self._stream = _video_stream(self._container, path)
         context = self._stream.codec_context
         context.thread_count = 1
@@ -248,10 +265,7 @@ class _Source(contextlib.AbstractContextManager["_Source"]):
     def _count(self, frame: VideoFrame) -> None:
         size = _display_size(frame)
         if self._format is None:
-            if max(size) > MAX_SIDE:
-                raise _unreadable(
-                    self.path, f"has frames of {size[0]}x{size[1]} pixels, more than {MAX_SIDE} on a side"
-                )
+            _check_size(self.path, *size)
             self.width, self.height = size
             self._format = frame.format.name, 90 * _quarter_turns(frame), _colour(frame)[1] == ColorRange.JPEG
         elif size != (self.width, self.height):
@@ -416,6 +430,7 @@ def _decoder(codec: str, extradata: bytes) -> VideoCodecContext:
     assert isinstance(decoder, VideoCodecContext)
     if extradata:
         decoder.extradata = extradata
+    decoder.options = _DECODE_OPTIONS
     decoder.thread_count = 1
     return decoder
 
@@ -512,14 +527,22 @@ class _LevelEncoder:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[InputContainer]:
+def _opened(path: str, limit_s: float) -> Iterator[InputContainer]:
     try:
-        if os.path.isfile(path) and os.path.getsize(path) == 0:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise _unreadable(path, "is no video that can be opened (a folder, pipe or device)")
+        if not status.st_size:
             raise _unreadable(path, "is empty")
-        container = av.open(path, "r", metadata_errors="ignore")
+        container = av.open(
+            f"file:{path}", "r", metadata_errors="ignore", options=_DECODE_OPTIONS, container_options=_OPEN_OPTIONS,
+            timeout=limit_s,
+        )  # fmt: skip
     except FileNotFoundError:
         raise _unreadable(path, "does not exist") from None
-    except (av.FFmpegError, OSError) as error:
+    except av.ArgumentError:  # also what FFmpeg says of a format that is not among _FORMATS
+        raise _unreadable(path, "is no video that can be opened (of another format, or damaged)") from None
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise _unreadable(path, f"is no video that can be opened ({_reason(error)})") from None
     with container:
         yield container
@@ -527,9 +550,22 @@ def _opened(path: str) -> Iterator[InputContainer]:
 
 def _video_stream(container: InputContainer, path: str) -> VideoStream:
     for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
+        if stream.disposition & Disposition.attached_pic:
+            continue
+        context = stream.codec_context
+        if context is None:
+            raise _unreadable(path, "is coded in a way that FFmpeg has no decoder for")
+        _check_size(path, context.width, context.height)
+        context.options = _DECODE_OPTIONS
+        return stream
     raise _unreadable(path, "holds no video stream")
+
+
+def _check_size(path: str, width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise _unreadable(
+            path, f"has frames of {width}x{height} pixels, more than {MAX_SIDE} on a side or {MAX_PIXELS} in all"
+        )
 
 
 def _check_whole(
