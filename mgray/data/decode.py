@@ -388,7 +388,7 @@ def decode_frames(video: StoredVideo, wanted: Sequence[int]) -> Iterator[tuple[i
         for position in video.needed(sorted(left)).tolist():
             if video.file and video.key[position] and video.reference[fed + 1 : position].any():
                 # a key frame of an open GOP goes on counting where the GOP before it ended: skipping to it looks like a loss
-                yield from _taken(decoder.decode(None), left)
+                yield from _taken(decoder.decode(None), left, video)
                 if video.codec == _REUSABLE:
                     decoder.flush_buffers()
                 else:
@@ -396,11 +396,11 @@ def decode_frames(video: StoredVideo, wanted: Sequence[int]) -> Iterator[tuple[i
             fed = position
             packet = av.Packet(bytes(video.packet(position)))
             packet.pts = packet.dts = int(video.pts[position])
-            yield from _taken(decoder.decode(packet), left)
+            yield from _taken(decoder.decode(packet), left, video)
             if not left:
                 break
         else:
-            yield from _taken(decoder.decode(None), left)
+            yield from _taken(decoder.decode(None), left, video)
         decoder.flush_buffers()
     except av.FFmpegError as error:
         raise _undecodable(f"a stored video does not decode ({_reason(error)})") from None
@@ -426,8 +426,12 @@ _LOCAL = _Local()
 
 
 def _decoder(codec: str, extradata: bytes) -> VideoCodecContext:
-    decoder = av.CodecContext.create(codec, "r")
-    assert isinstance(decoder, VideoCodecContext)
+    try:
+        decoder = av.CodecContext.create(codec, "r")
+    except ValueError:
+        decoder = None
+    if not isinstance(decoder, VideoCodecContext):
+        raise _undecodable(f"a stored video is coded as {codec!r}, which FFmpeg does not decode")
     if extradata:
         decoder.extradata = extradata
     decoder.options = _DECODE_OPTIONS
@@ -632,10 +636,15 @@ def _is_reference(packet: bytes | memoryview, nal_length: int = 0) -> bool:
     return True  # no slice in it
 
 
-def _taken(frames: Sequence[VideoFrame], left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
+def _taken(frames: Sequence[VideoFrame], left: set[int], video: StoredVideo) -> Iterator[tuple[int, VideoFrame]]:
     """The frames that are in `left`, which they are struck from."""
+    size = (video.height, video.width) if video.quarter_turns % 2 else (video.width, video.height)
     for frame in frames:
         if frame.pts in left:
+            if (frame.width, frame.height) != size:
+                raise _undecodable(
+                    f"a stored video has a frame of {frame.width}x{frame.height} pixels instead of {size[0]}x{size[1]}"
+                )
             left.remove(frame.pts)
             yield frame.pts, frame
 
