@@ -63,6 +63,8 @@ _FORMATS = (
 """What FFmpeg may take a file for: never a playlist, which would open other files and addresses, and no image."""
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
 _DECODE_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+_GIVEN_UP = int.from_bytes(b"EXIT", "little")
+"""FFmpeg's error number where reading took longer than allowed (AVERROR_EXIT)."""
 _START_CODE = b"\x00\x00\x01"
 _SLICES = (1, 5)
 _DECODERS = 16
@@ -679,6 +681,8 @@ def _colour(frame: VideoFrame) -> tuple[Colorspace, ColorRange]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, av.FFmpegError) and error.errno == _GIVEN_UP:
+        return "not read within the time that is allowed"
     return getattr(error, "strerror", None) or str(error)
 
 
