@@ -52,7 +52,7 @@ def check_input(run: Run) -> None:
         )
     if not is_shards(run.data.path):
         read_annotations(run.data.path, val_fraction=run.data.val_fraction)
-    elif "://" not in run.data.path:
+    else:
         ShardSet.open(run.data.path)
 
 

@@ -20,7 +20,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
+import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,18 +32,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from mgray.data.clip import VideoInfo
 from mgray.data.manifest import MANIFEST, Manifest
-from mgray.data.storage import FileSum, Folder, MappedFile, RemoteFile, open_file
+from mgray.data.storage import GAP_BYTES, FileSum, Folder, MappedFile, RemoteFile, one_line, unreadable
 from mgray.errors import DataError, VideoError
 
 INDEX = "index.arrow"
 SPLITS = ("train", "val")
 _OPEN_SHARDS = 256
+_REMOTE_SHARDS = 1 << 16
+"""A remote file that is open holds no more than its size, which took a request to learn."""
+_PATIENCE = 10
+"""Attempts to read a clip: a run does not end because a server is slow for a minute."""
 _READERS = 16
 """Remote videos that a process reads at once: they wait for the network, not for a CPU."""
+_READ_AHEAD = 2 * _READERS
+"""Remote videos of a block that are read, or being read, before they are decoded."""
 
 _VIDEO_SCHEMA = pa.schema(
     [
@@ -137,6 +145,9 @@ class StoredVideo:
         def array(name: str) -> npt.NDArray[Any]:
             return np.asarray(batch.column(name).values.to_numpy(zero_copy_only=True))
 
+        _, bounds, packets = batch.column("data").buffers()  # a scalar of it would be a copy
+        begin, end = np.frombuffer(bounds, np.int64, 2, 8 * batch.column("data").offset).tolist()
+
         return cls(
             source=VideoInfo(scalar("source_frames"), scalar("source_width"), scalar("source_height"), scalar("fps")),
             width=scalar("width"),
@@ -151,7 +162,7 @@ class StoredVideo:
             reference=array("reference").view(np.bool_),
             offsets=array("offsets"),
             sizes=array("sizes"),
-            data=memoryview(batch.column("data")[0].as_buffer()),
+            data=memoryview(packets.slice(begin, end - begin)) if end > begin else memoryview(b""),
         )
 
 
@@ -296,13 +307,17 @@ class ShardSet:
         """The dataset in the folder `path` (local, or an address that pyarrow.fs knows).
 
         Raises:
-            DataError: no such folder, no manifest in it, one of an unknown version, or a shard is missing or cut off.
+            DataError: no such folder or no answer, no manifest in it, one of an unknown version, or a shard is missing or cut off.
         """
         folder = Folder.of(path)
         shards = cls(path, _manifest_text(folder, path))
         for level in shards.manifest.levels:
+            try:
+                sizes = folder.sizes(level.name)
+            except OSError as error:
+                raise unreadable(path, error) from None
             for file in level.shards:
-                _check_size(folder, path, file)
+                _check_size(path, file, sizes.get(file.name))
         return shards
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
@@ -362,7 +377,7 @@ class ShardSet:
             frames: source frames that are wanted: of a remote video only what they depend on is read. All, without it.
 
         Raises:
-            DataError: its shard is missing or damaged.
+            DataError: its shard is missing or damaged, or cannot be reached.
             VideoError: the source file that its packets are in is missing, or has changed.
         """
         row, index = self._row(split, sample), self._index
@@ -376,26 +391,35 @@ class ShardSet:
                 return _in_source(_parsed(pa.py_buffer(shard.view[offset : offset + length])))
             # pages of it that nothing is read into are never touched
             content = np.zeros(length, np.uint8)
-            shard.read_into(content, offset, [(0, length if frames is None else head)])
+            whole = frames is None or length <= GAP_BYTES
+            shard.read_into(content, offset, [(0, length if whole else head)])
             video = _parsed(pa.py_buffer(content))
-            if frames is not None:
+            if frames is not None and not whole:
                 needed = video.needed(frames)
                 begins = head + video.offsets[needed]
                 wanted = zip(begins.tolist(), (begins + video.sizes[needed]).tolist(), strict=True)
                 shard.read_into(content, offset, wanted)
             return _in_source(video)
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise _damaged(self.root, file, str(error)) from None
+        except FileNotFoundError:
+            raise _missing(self.root, file) from None
+        except OSError as error:
+            raise unreadable(self.root, error) from None
+        except (pa.ArrowException, EOFError) as error:
+            raise _damaged(self.root, file, one_line(error)) from None
 
     def videos(self, split: str, wanted: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[StoredVideo]:
-        """Videos of (sample, level, frames), in order; remote ones are read ahead, several at once."""
-        if Folder.of(self.root).is_local:
+        """Videos of (sample, level, frames), in order; remote ones are read while those before them are used, several at once."""
+        if Folder.of(self.root, _PATIENCE).is_local:
             yield from (self.video(split, *item) for item in wanted)
             return
-        pending = [_readers().submit(self.video, split, *item) for item in wanted]
+        assert self._index is not None, "read once, before many threads need it"
+        upcoming = (_readers().submit(self.video, split, *item) for item in wanted)
+        pending = deque(itertools.islice(upcoming, _READ_AHEAD))
         try:
-            for future in pending:
-                yield future.result()
+            while pending:
+                video = pending.popleft().result()
+                pending.extend(itertools.islice(upcoming, 1))
+                yield video
         finally:
             for future in pending:
                 future.cancel()
@@ -407,8 +431,7 @@ class ShardSet:
 
     def summary(self) -> dict[str, Any]:
         """What the dataset holds, in plain values: videos, frames, seconds, kinds of source files, and bytes of each level."""
-        folder = Folder.of(self.root)
-        table = pa.ipc.open_file(folder.read(self.manifest.index.name)).read_all()
+        table = _index_table(self.root, self.manifest.index)
 
         def counts(name: str) -> dict[str, int]:
             rows = table[name].value_counts().to_pylist()
@@ -452,8 +475,8 @@ class ShardSet:
         folder = Folder.of(self.root)
         files = [self.manifest.index, *(file for level in self.manifest.levels for file in level.shards)]
         for file in files:
-            _check_size(folder, self.root, file)
-            if hashlib.sha256(folder.read(file.name)).hexdigest() != file.sha256:
+            content = _content(folder, self.root, file)
+            if hashlib.sha256(content).hexdigest() != file.sha256:
                 raise _damaged(self.root, file, "its checksum differs")
 
     def _row(self, split: str, sample: int) -> int:
@@ -470,11 +493,20 @@ def _manifest_text(folder: Folder, path: str) -> str:
     try:
         return str(folder.read(MANIFEST).to_pybytes().decode())
     except FileNotFoundError:
+        problem, remedy = f"holds no {MANIFEST}", "make shards of your videos with mgray ingest"
+    except UnicodeDecodeError as error:
+        problem, remedy = f"its {MANIFEST} is no text ({error})", "ingest the videos again with this version of mgray"
+    except OSError as error:
+        raise unreadable(path, error) from None
+    try:
         if not folder.exists():
-            raise DataError("data.path", path, "is no folder", "check the path") from None
-        raise DataError(
-            "data.path", path, f"holds no {MANIFEST}", "make shards of your videos with mgray ingest"
-        ) from None
+            problem, remedy = "is no folder", "check the path"
+            bucket = folder.path.partition("/")[0]
+            if not folder.is_local and not Folder(folder.fs, bucket).exists():
+                problem = f"its bucket {bucket} does not exist"
+    except OSError as error:
+        raise unreadable(path, error) from None
+    raise DataError("data.path", path, problem, remedy)
 
 
 @functools.lru_cache(maxsize=16)
@@ -492,22 +524,42 @@ def _damaged(root: str, file: FileSum, problem: str) -> DataError:
     )
 
 
-def _check_size(folder: Folder, root: str, file: FileSum) -> None:
-    info = folder.fs.get_file_info(folder.join(file.name))
-    if info.type == pafs.FileType.NotFound:
-        raise DataError(
-            "data.path", root, f"its file {file.name} is missing", "copy the whole folder, or ingest the videos again"
-        )
-    if info.size != file.num_bytes:
-        raise _damaged(root, file, f"it has {info.size} bytes instead of {file.num_bytes}")
+def _missing(root: str, file: FileSum) -> DataError:
+    return DataError(
+        "data.path", root, f"its file {file.name} is missing", "copy the whole folder, or ingest the videos again"
+    )
+
+
+def _check_size(root: str, file: FileSum, num_bytes: int | None) -> None:
+    if num_bytes is None:
+        raise _missing(root, file)
+    if num_bytes != file.num_bytes:
+        raise _damaged(root, file, f"it has {num_bytes} bytes instead of {file.num_bytes}")
+
+
+def _content(folder: Folder, root: str, file: FileSum) -> pa.Buffer:
+    """All of a file of the dataset."""
+    try:
+        content = folder.read(file.name)
+    except FileNotFoundError:
+        raise _missing(root, file) from None
+    except OSError as error:
+        raise unreadable(root, error) from None
+    _check_size(root, file, len(content))
+    return content
+
+
+def _index_table(root: str, file: FileSum) -> pa.Table:
+    try:
+        return pa.ipc.open_file(_content(Folder.of(root), root, file)).read_all()
+    except pa.ArrowException as error:
+        raise _damaged(root, file, one_line(error)) from None
 
 
 @functools.lru_cache(maxsize=4)
 def _read_index(root: str, file: FileSum, levels: tuple[str, ...]) -> _Index:
-    folder = Folder.of(root)
-    _check_size(folder, root, file)
+    table = _index_table(root, file).combine_chunks()
     try:
-        table = pa.ipc.open_file(folder.read(file.name)).read_all().combine_chunks()
         names = ("label", "num_frames", "width", "height", "fps", "shard")
         numbers: dict[str, Any] = {name: table[name].to_numpy() for name in names}
         places: dict[str, Any] = {
@@ -515,15 +567,24 @@ def _read_index(root: str, file: FileSum, levels: tuple[str, ...]) -> _Index:
             for field in ("offset", "head", "length")
         }
         return _Index(path=table["path"], group=table["group"], **numbers, **places)
-    except (pa.ArrowException, KeyError) as error:
+    except KeyError as error:
         raise _damaged(root, file, str(error)) from None
 
 
-@functools.lru_cache(maxsize=_OPEN_SHARDS)
 def _open_shard(root: str, file: FileSum) -> MappedFile | RemoteFile:
-    folder = Folder.of(root)
-    _check_size(folder, root, file)
-    return open_file(folder, file.name)
+    return _mapped_shard(root, file) if Folder.of(root).is_local else _remote_shard(root, file)
+
+
+@functools.lru_cache(maxsize=_OPEN_SHARDS)
+def _mapped_shard(root: str, file: FileSum) -> MappedFile:
+    path = Folder.of(root).join(file.name)
+    _check_size(root, file, os.path.getsize(path))
+    return MappedFile(path)
+
+
+@functools.lru_cache(maxsize=_REMOTE_SHARDS)
+def _remote_shard(root: str, file: FileSum) -> RemoteFile:
+    return RemoteFile(Folder.of(root, _PATIENCE), file.name, file.num_bytes)
 
 
 def _parsed(content: pa.Buffer) -> StoredVideo:

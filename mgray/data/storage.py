@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import mmap
 import os
+import threading
+import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +20,14 @@ import pyarrow.fs as pafs
 
 from mgray.errors import DataError
 
-_GAP_BYTES = 64 << 10
+GAP_BYTES = 64 << 10
 """Ranges that lie closer than this are read in one request: a request costs more than so many bytes."""
+_GCS_RETRY_S = 10
+"""Google's client tries for 15 minutes on its own, that of S3 for about 10 s."""
+_S3_SWITCHES = {"allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open", "force_virtual_addressing"}
+"""Options of an S3 address that are true or false."""
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+"""File systems of pyarrow in which an object is seen once all of it has been sent, and folders are no more than names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +47,11 @@ class Folder:
     path: str
 
     @classmethod
-    def of(cls, path: str) -> Folder:
+    def of(cls, path: str, attempts: int = 3) -> Folder:
         """The folder at a local path or an address such as s3://bucket/data.
+
+        Args:
+            attempts: how often a request to S3 is made before it counts as failed; 3 take about 10 s.
 
         Raises:
             DataError: no file system serves the address.
@@ -46,10 +59,11 @@ class Folder:
         if "://" not in path:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path)))
         try:
-            fs, inner = pafs.FileSystem.from_uri(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError("data.path", path, f"cannot be reached ({error})", "check the address") from None
-        return cls(fs, inner)
+            return cls(*_file_system(path, attempts))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(
+                "data.path", path, f"cannot be reached ({one_line(error)})", "check the address and the network"
+            ) from None
 
     @property
     def is_local(self) -> bool:
@@ -67,6 +81,12 @@ class Folder:
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         return sorted(info.base_name for info in self.fs.get_file_info(selector))
 
+    def sizes(self, name: str) -> dict[str, int]:
+        """Bytes of the files in one of its folders, by their paths within it: one request for a thousand of them."""
+        selector = pafs.FileSelector(self.join(name), allow_not_found=True)
+        found = self.fs.get_file_info(selector)
+        return {f"{name}/{info.base_name}": info.size for info in found if info.type == pafs.FileType.File}
+
     def read(self, name: str) -> pa.Buffer:
         """All of a file.
 
@@ -77,18 +97,60 @@ class Folder:
             return file.read_buffer()
 
     def write(self, name: str, content: pa.Buffer | bytes) -> FileSum:
-        """Write a file under another name, then rename it: it is never seen half-written."""
+        """Write a file so that it is never seen half-written: elsewhere than in an object store under another name first."""
         target = self.join(name)
-        self.fs.create_dir(target.rpartition("/")[0], recursive=True)
-        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-        with self.fs.open_output_stream(temporary) as file:
-            file.write(content)
-        self.fs.move(temporary, target)
+        if self.fs.type_name in _OBJECT_STORES:
+            self._send(target, content)
+        else:
+            self.fs.create_dir(target.rpartition("/")[0], recursive=True)
+            temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+            self._send(temporary, content)
+            self.fs.move(temporary, target)
         return FileSum(name=name, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    def _send(self, path: str, content: pa.Buffer | bytes) -> None:
+        with self.fs.open_output_stream(path) as file:
+            file.write(content)
 
     def delete(self, name: str) -> None:
         """Remove a folder and all that it holds."""
         self.fs.delete_dir(self.join(name))
+
+
+@functools.lru_cache(maxsize=64)
+def _file_system(address: str, attempts: int) -> tuple[pafs.FileSystem, str]:
+    """The file system of an address and the path in it; kept, since to find the region of a bucket takes a request."""
+    if address.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in address:
+        address += f"{'&' if '?' in address else '?'}retry_limit_seconds={_GCS_RETRY_S}"
+    fs, path = pafs.FileSystem.from_uri(address)
+    if isinstance(fs, pafs.S3FileSystem):  # what from_uri makes tries for minutes where a server is silent
+        url = urllib.parse.urlsplit(address)
+        options: dict[str, Any] = dict(urllib.parse.parse_qsl(url.query))
+        for name in options.keys() & _S3_SWITCHES:
+            options[name] = options[name].lower() in ("true", "1")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            options.setdefault("endpoint_override", endpoint)
+        if url.username == "anonymous":
+            options["anonymous"] = True
+        elif url.username and url.password:
+            options["access_key"], options["secret_key"] = map(urllib.parse.unquote, (url.username, url.password))
+        strategy = pafs.AwsStandardS3RetryStrategy(max_attempts=attempts)
+        fs = pafs.S3FileSystem(**{"region": fs.region, **options, "retry_strategy": strategy})
+    return fs, path.rstrip("/")
+
+
+def one_line(error: Exception) -> str:
+    """What a file system says of an error, without line breaks."""
+    return " ".join(str(error).split())
+
+
+def unreadable(path: str, error: Exception) -> DataError:
+    """The error of a file system that does not answer, or refuses."""
+    remedy = "check that you may read it"
+    if "://" in path:
+        remedy = "check the address, the network and your credentials (for S3: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL)"
+    return DataError("data.path", path, f"cannot be read ({one_line(error)})", remedy)
 
 
 class MappedFile:
@@ -104,21 +166,38 @@ class MappedFile:
 
 
 class RemoteFile:
-    """A file behind a file system of pyarrow."""
+    """A file behind a file system of pyarrow, opened when something of it is first read."""
 
-    def __init__(self, file: pa.NativeFile) -> None:
-        self._file = file
+    def __init__(self, folder: Folder, name: str, num_bytes: int) -> None:
+        self._fs, self._path, self._num_bytes = folder.fs, folder.join(name), num_bytes
+        self._file: pa.NativeFile | None = None
+        self._opening = threading.Lock()
 
     def read_into(self, target: npt.NDArray[np.uint8], offset: int, wanted: Iterable[tuple[int, int]]) -> None:
-        """Fill the `wanted` (begin, end) ranges of `target`, whose first byte is the file's byte `offset`."""
+        """Fill the `wanted` (begin, end) ranges of `target`, whose first byte is the file's byte `offset`.
+
+        Raises:
+            EOFError: the file is not as long as it should be.
+            OSError: it cannot be read.
+        """
+        file = self._opened()
         for begin, end in coalesced(wanted):
-            content = self._file.read_at(end - begin, offset + begin)
+            content = file.read_at(end - begin, offset + begin)
             if len(content) != end - begin:
                 raise EOFError(f"{len(content)} bytes instead of {end - begin}")
             target[begin:end] = np.frombuffer(content, np.uint8)
 
+    def _opened(self) -> pa.NativeFile:
+        with self._opening:  # several threads begin with clips of one shard
+            if self._file is None:
+                file = self._fs.open_input_file(self._path)
+                if file.size() != self._num_bytes:
+                    raise EOFError(f"it has {file.size()} bytes instead of {self._num_bytes}")
+                self._file = file
+            return self._file
 
-def coalesced(ranges: Iterable[tuple[int, int]], gap: int = _GAP_BYTES) -> Iterator[tuple[int, int]]:
+
+def coalesced(ranges: Iterable[tuple[int, int]], gap: int = GAP_BYTES) -> Iterator[tuple[int, int]]:
     """Rising (begin, end) ranges, joined where fewer than `gap` bytes lie between two."""
     begin = end = None
     for first, last in ranges:
@@ -131,13 +210,3 @@ def coalesced(ranges: Iterable[tuple[int, int]], gap: int = _GAP_BYTES) -> Itera
             begin, end = first, last
     if begin is not None and end is not None:
         yield begin, end
-
-
-def open_file(folder: Folder, name: str) -> MappedFile | RemoteFile:
-    """A file of a folder for random access.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    path = folder.join(name)
-    return MappedFile(path) if folder.is_local else RemoteFile(folder.fs.open_input_file(path))

@@ -30,13 +30,14 @@ def write_shards(
     frames: int = 10,
     damaged: int = -1,
     levels: tuple[int, ...] = (SIDE,),
+    size: tuple[int, int] = (40, SIDE),
 ) -> ShardSet:
-    """Videos of 40x32 pixels in one shard per level; the packets of training video `damaged` are noise at the finest level."""
+    """Videos of 40x32 pixels, or another size, in one shard per level; the packets of training video `damaged` are noise at the finest level."""
     folder = Folder.of(str(root / "set"))
     ingested = []
     for number in range(train + val):
         path = root / f"{number}.mp4"
-        encode_frames(str(path), moving(frames + number % 3, 40, 32, seed=number))
+        encode_frames(str(path), moving(frames + number % 3, *size, seed=number))
         ingested.append(transcode(str(path), levels))
     stored = [[video.levels[number] for video in ingested] for number in range(len(levels))]
     videos = [video for video in stored[0] if video is not None]
