@@ -147,6 +147,22 @@ class BenchArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchFeedArguments:
+    data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_CSV")] = ""
+    """Your own videos, as for `mgray ingest`; default: generated clips of 340x256 pixels and 10 s, like those of Kinetics."""
+    spans: typing.Literal["varied", "kept"] = "varied"
+    """What a coarse grid covers of a video, as plan.spans: varied (paper), or kept as at the base shape."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fewer videos, clips and rounds: an answer within a minute."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON instead of a table."""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw the rates into this file (.png, .svg or .pdf)."""
+    gop: int = 250
+    """Frames of the longest GOP of generated clips; 250 is what x264 and ffmpeg take by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoArguments:
     data: str = ""
     """Your own videos instead of the clips that come with mgray: a folder or a list, as for `mgray ingest`."""
@@ -349,11 +365,17 @@ def _report(arguments: Sequence[str]) -> None:
 
 
 def _bench(arguments: Sequence[str]) -> None:
-    """Measure: `mgray bench loop` sets the Ray-fed loop beside a bare torch loop on tensors in memory."""
-    what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] == "loop" else ("", arguments)
+    """Measure: `mgray bench loop` sets the loop beside bare torch, `mgray bench feed` the decoding beside PyAV and others."""
+    what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in BENCHES else ("", arguments)
     if not what and not set(rest) & {"-h", "--help"}:
-        raise ConfigError("BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop")
-    command = _parse(BenchArguments, rest, "bench")
+        raise ConfigError(
+            "BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop or mgray bench feed"
+        )
+    BENCHES[what or "loop"](rest)
+
+
+def _bench_loop(arguments: Sequence[str]) -> None:
+    command = _parse(BenchArguments, arguments, "bench")
     _workload(command.workload)
     for name, value in (("workers", command.workers), ("rounds", command.rounds)):
         if value < 1:
@@ -362,6 +384,28 @@ def _bench(arguments: Sequence[str]) -> None:
 
     result = bench_loop(workers=command.workers, rounds=command.rounds, workload=command.workload)
     print(json_module.dumps(result, indent=2))
+
+
+def _bench_feed(arguments: Sequence[str]) -> None:
+    command = _parse(BenchFeedArguments, arguments, "bench")
+    if command.gop < 1:
+        raise ConfigError("gop", command.gop, "must be at least 1", "give a positive whole number")
+    from mgray.bench.feed import FeedBench, bench_feed
+    from mgray.bench.feed_view import check_picture, plot_feed, print_feed
+
+    if command.plot is not None:
+        check_picture(command.plot)
+    make = FeedBench.quick if command.quick else FeedBench
+    result = bench_feed(make(data=command.data, spans=command.spans, gop=command.gop))
+    if command.plot is not None:
+        plot_feed(result, command.plot)
+    if command.json:
+        print(json_module.dumps(result.to_json(), indent=2))
+    else:
+        print_feed(result)
+
+
+BENCHES: dict[str, Callable[[Sequence[str]], None]] = {"loop": _bench_loop, "feed": _bench_feed}
 
 
 def _demo(arguments: Sequence[str]) -> None:
@@ -389,7 +433,7 @@ USAGE = {
     "train": "NAME",
     "eval": "RUN",
     "report": "RUN [RUN ...]",
-    "bench": "loop",
+    "bench": "loop|feed",
     "demo": "",
 }
 EXAMPLES = {
@@ -410,7 +454,11 @@ EXAMPLES = {
     ),
     "eval": ("mgray eval runs/folder",),
     "report": ("mgray report runs/folder_baseline runs/folder --out report/",),
-    "bench": ("mgray bench loop", "mgray bench loop --workers 2 --rounds 9"),
+    "bench": (
+        "mgray bench loop --workers 2 --rounds 9",
+        "mgray bench feed --quick",
+        "mgray bench feed --data videos/ --plot feed.png --json",
+    ),
     "demo": ("mgray demo", "mgray demo --data videos/ --out demo-videos/"),
 }
 

@@ -47,8 +47,7 @@ def test_no_arguments_teach(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_each_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [command, "loop", "--help"] if command == "bench" else [command, "--help"]
-    assert cli.main(arguments) == 0
+    assert cli.main([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert all(example in text for example in cli.EXAMPLES[command])
     assert "\x1b[" not in text
@@ -58,7 +57,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
     assert list(cli.COMMANDS) == ["plan", "ingest", "shards", "train", "eval", "report", "bench", "demo"]
     own = {kind: [option for option in cli._options(kind, "--") if "." not in option] for kind in (
         cli.PlanArguments, cli.IngestArguments, cli.ShardsArguments, cli.TrainArguments, cli.EvalArguments, cli.ReportArguments,
-        cli.BenchArguments, cli.DemoArguments,
+        cli.BenchArguments, cli.BenchFeedArguments, cli.DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
         ["--overrides", "--pyslowfast", "--json", "--plot", "--step-times"],
@@ -78,6 +77,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ["--run", "--data"],
         ["--runs", "--out"],
         ["--workload", "--workers", "--rounds"],
+        ["--data", "--spans", "--quick", "--json", "--plot", "--gop"],
         ["--data", "--out"],
     ]
 
@@ -236,6 +236,12 @@ def test_bench_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [((), {"workers": 2, "rounds": 5, "workload": "smoke"})]
 
 
+@pytest.mark.parametrize("which", cli.BENCHES)
+def test_each_benchmark_has_help(which: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", which, "--help"]) == 0
+    assert all(example in capsys.readouterr().out for example in cli.EXAMPLES["bench"][:1])
+
+
 @pytest.mark.parametrize(("arguments", "data"), [([], None), (["--data", "videos"], "videos")])
 def test_demo_passes_its_arguments(monkeypatch: pytest.MonkeyPatch, arguments: list[str], data: str | None) -> None:
     calls = fake_module(monkeypatch, "mgray.demo", "demo")
@@ -285,7 +291,11 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["train", "smoke", "extra"], "'extra'"),
         (["demo", "--data", "missing"], "data.path"),
         (["bench"], "mgray bench loop"),
-        (["bench", "feed"], "'feed'"),
+        (["bench", "fed"], "'fed'"),
+        (["bench", "feed", "--gop", "0"], "gop = 0"),
+        (["bench", "feed", "--spans", "wide"], "spans = 'wide'"),
+        (["bench", "feed", "--plot", "feed.bmp"], "plot = 'feed.bmp'"),
+        (["bench", "feed", "--data", "missing"], "missing"),
         (["bench", "loop", "--rounds", "0"], "rounds = 0"),
         (["bench", "loop", "--workload", "x"], "NAME = 'x'"),
         (["ingest"], "SOURCE = ''"),

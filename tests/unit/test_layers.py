@@ -31,7 +31,7 @@ RAY = {
     "mgray/data/feed.py", "mgray/data/ingest.py", "mgray/train/session.py", "mgray/train/worker.py", "mgray/driver.py",
     "mgray/trainer.py", "mgray/tune.py", "mgray/bench/loop.py",
 }  # fmt: skip
-AV = {"mgray/data/decode.py"}
+AV = {"mgray/data/decode.py", "mgray/bench/readers.py"}
 NO_TORCH = {
     *(f"mgray/data/{name}.py" for name in ("annotations", "clip", "decode", "ingest", "probe", "shard", "source")),
     "mgray/check.py", "mgray/cli.py", "mgray/config.py", "mgray/display.py", "mgray/errors.py", "mgray/pyslowfast.py",
