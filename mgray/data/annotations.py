@@ -3,7 +3,7 @@
 A source is a folder of videos (`root/[split/]class/clip.ext`), a list, or a folder that holds `annotations.csv`, or
 `train.csv` and `val.csv`. Lists are CSV (`path,label[,split,group]`, with or without a header, further columns ignored)
 or, as for Kinetics, `path label` separated by a space. `test`, `val`, `valid` and `validation` all mean the validation
-split, "val".
+split, "val". Each may lie in an object store: its folder is then listed once, with all that is below it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
+import pyarrow.fs as pafs
+
+from mgray.data.storage import Folder, unreadable
 from mgray.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,10 +53,82 @@ class Annotations:
     root: str
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
+    remote_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the videos by their paths, where they lie in an object store."""
 
     def locate(self, sample: Sample) -> str:
         """Where the video of a sample is."""
         return os.path.join(self.root, sample.path)
+
+
+class _Files(Protocol):
+    def is_file(self, path: str) -> bool: ...
+
+    def is_folder(self, path: str) -> bool: ...
+
+    def children(self, path: str) -> tuple[list[str], list[str]]:
+        """Names of the folders and of the files in a folder, sorted."""
+
+    def read(self, path: str) -> bytes: ...
+
+
+class _LocalFiles:
+    def is_file(self, path: str) -> bool:
+        return os.path.isfile(path)
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def children(self, path: str) -> tuple[list[str], list[str]]:
+        with os.scandir(path) as found:
+            items = sorted(found, key=lambda item: item.name)
+        return [item.name for item in items if item.is_dir()], [item.name for item in items if item.is_file()]
+
+    def read(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+
+class _RemoteFiles:
+    """What lies below an address, or beside it where it is a file; paths are addresses without user and options."""
+
+    def __init__(self, address: str) -> None:
+        folder = Folder.of(address)
+        self._scheme = address.partition("://")[0] + "://"
+        self._fs = folder.fs
+        self.source = self._scheme + folder.path
+        is_list = self._fs.get_file_info(folder.path).type == pafs.FileType.File
+        base = folder.path.rpartition("/")[0] if is_list else folder.path
+        selector = pafs.FileSelector(base, allow_not_found=True, recursive=True)
+        found = self._fs.get_file_info(selector)
+        self._bytes: dict[str, int] = {info.path: info.size for info in found if info.type == pafs.FileType.File}
+        self._children: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+        for path in self._bytes:
+            parent, _, name = path.rpartition("/")
+            self._children[parent][1].add(name)
+            while parent != base:
+                parent, _, name = parent.rpartition("/")
+                self._children[parent][0].add(name)
+
+    def is_file(self, path: str) -> bool:
+        return self._inner(path) in self._bytes
+
+    def is_folder(self, path: str) -> bool:
+        return self._inner(path) in self._children
+
+    def children(self, path: str) -> tuple[list[str], list[str]]:
+        folders, files = self._children[self._inner(path)]
+        return sorted(folders), sorted(files)
+
+    def read(self, path: str) -> bytes:
+        with self._fs.open_input_file(self._inner(path)) as file:
+            return bytes(file.read())
+
+    def num_bytes(self, path: str) -> int:
+        return self._bytes[self._inner(path)]
+
+    def _inner(self, path: str) -> str:
+        return posixpath.normpath(path.removeprefix(self._scheme))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +143,40 @@ def read_annotations(source: str, *, val_fraction: float = 0.2, root: str = "") 
     """The annotations of a folder of videos or of a list.
 
     Args:
-        source: the folder or the list.
+        source: the folder or the list, local or an address such as s3://bucket/videos.
         val_fraction: share of each class that is held out where the source names no split.
         root: what relative paths of a list count from; the list's folder without it.
 
     Raises:
         DataError: there is no such source, it holds no videos, or it contradicts itself.
     """
-    source = os.path.expanduser(source)
-    if os.path.isdir(source):
-        lists = _lists_in(source)
+    if "://" not in source:
+        return _read(_LocalFiles(), os.path.expanduser(source), val_fraction, root)
+    try:
+        files = _RemoteFiles(source)
+        found = _read(files, files.source, val_fraction, root)
+    except OSError as error:
+        raise unreadable(source, error) from None
+    return replace(found, remote_bytes={s.path: files.num_bytes(found.locate(s)) for s in found.samples})
+
+
+def _read(files: _Files, source: str, val_fraction: float, root: str) -> Annotations:
+    if files.is_folder(source):
+        lists = _lists_in(files, source)
         root = root or source
         if not lists:
-            return _annotations(source, source, _folder_entries(source), val_fraction)
-    elif os.path.isfile(source):
+            return _annotations(source, source, _folder_entries(files, source), val_fraction)
+    elif files.is_file(source):
         lists = [("", source)]
         root = root or os.path.dirname(source) or "."
     else:
         raise DataError(
             "data.path", source, "does not exist", "give a folder of videos (class/clip.mp4) or a list (path,label)"
         )
-    entries = [replace(entry, split=split or entry.split) for split, listed in lists for entry in _list_entries(listed)]
-    missing = [entry.path for entry in entries if not os.path.isfile(os.path.join(root, entry.path))]
+    entries = [
+        replace(entry, split=split or entry.split) for split, listed in lists for entry in _list_entries(files, listed)
+    ]
+    missing = [entry.path for entry in entries if not files.is_file(os.path.join(root, entry.path))]
     if missing:
         raise DataError(
             "data.path", source, f"lists {_count(missing, 'file')} that cannot be found under {root}: {_first(missing)}",
@@ -174,28 +262,27 @@ def hold_out(items: Sequence[tuple[str, str]], val_fraction: float) -> list[bool
     return [group in held for _, group in items]
 
 
-def _folder_entries(root: str) -> list[_Entry]:
+def _folder_entries(files: _Files, root: str) -> list[_Entry]:
     """The videos of `root/[split/]class/clip.ext`."""
-    folders = _subfolders(root)
-    splits = [name for name in folders if name.lower() in SPLIT_NAMES and _subfolders(os.path.join(root, name))]
+    folders = _subfolders(files, root)
+    splits = [name for name in folders if name.lower() in SPLIT_NAMES and _subfolders(files, os.path.join(root, name))]
     if not splits:
-        return _class_entries(root, "", "")
+        return _class_entries(files, root, "", "")
     others = sorted(set(folders) - set(splits))
     if others:
         raise DataError(
             "data.path", root, f"holds split folders ({', '.join(splits)}) beside {_first(others)}",
             "put all classes into split folders, or none",
         )  # fmt: skip
-    return [entry for name in splits for entry in _class_entries(root, name, SPLIT_NAMES[name.lower()])]
+    return [entry for name in splits for entry in _class_entries(files, root, name, SPLIT_NAMES[name.lower()])]
 
 
-def _class_entries(root: str, inner: str, split: str) -> list[_Entry]:
+def _class_entries(files: _Files, root: str, inner: str, split: str) -> list[_Entry]:
     entries: list[_Entry] = []
     empty = []
-    for label in _subfolders(os.path.join(root, inner)):
+    for label in _subfolders(files, os.path.join(root, inner)):
         folder = f"{inner}/{label}" if inner else label
-        with os.scandir(os.path.join(root, folder)) as found:
-            names = sorted(item.name for item in found if _is_video(item.name) and item.is_file())
+        names = [name for name in files.children(os.path.join(root, folder))[1] if _is_video(name)]
         entries += [_Entry(f"{folder}/{name}", label, split, f"{folder}/{name}") for name in names]
         if not names:
             empty.append(folder)
@@ -207,32 +294,30 @@ def _class_entries(root: str, inner: str, split: str) -> list[_Entry]:
     return entries
 
 
-def _subfolders(path: str) -> list[str]:
-    with os.scandir(path) as found:
-        return sorted(item.name for item in found if item.is_dir() and not item.name.startswith("."))
+def _subfolders(files: _Files, path: str) -> list[str]:
+    return [name for name in files.children(path)[0] if not name.startswith(".")]
 
 
 def _is_video(name: str) -> bool:
     return name.lower().endswith(VIDEO_ENDINGS) and not name.startswith(".")
 
 
-def _lists_in(folder: str) -> list[tuple[str, str]]:
+def _lists_in(files: _Files, folder: str) -> list[tuple[str, str]]:
     """The lists in a folder, with the split that each stands for: one list of all, or one for each side."""
     whole = os.path.join(folder, LIST_NAME)
-    if os.path.isfile(whole):
+    if files.is_file(whole):
         return [("", whole)]
     sides: dict[str, str] = {}
     for name, split in SPLIT_NAMES.items():
         path = os.path.join(folder, f"{name}.csv")
-        if os.path.isfile(path):
+        if files.is_file(path):
             sides.setdefault(split, path)
     return sorted(sides.items())
 
 
-def _list_entries(path: str) -> list[_Entry]:
+def _list_entries(files: _Files, path: str) -> list[_Entry]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = file.read().replace("\r\n", "\n").split("\n")
+        lines = files.read(path).decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:
         raise DataError("data.path", path, "is no text in UTF-8", "give a folder of videos or a list") from None
     first = next((line for line in lines if line.strip()), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from mgray.data.annotations import read_annotations
 from mgray.data.decode import index_packets, transcode
 from mgray.data.manifest import Broken, level_name
+from mgray.data.storage import fetched
 from mgray.errors import VideoError
 
 _VIDEOS = 32
@@ -50,7 +52,8 @@ def estimate(
     """
     annotations = read_annotations(source, val_fraction=val_fraction)
     locations = [annotations.locate(sample) for sample in annotations.samples]
-    sizes = [os.path.getsize(location) for location in locations]
+    remote = annotations.remote_bytes
+    sizes = [remote[s.path] for s in annotations.samples] if remote else [os.path.getsize(path) for path in locations]
     count = min(_VIDEOS, len(locations))
     stored, broken = dict.fromkeys(map(level_name, levels), 0), []
     tried_bytes = tried = 0
@@ -62,7 +65,9 @@ def estimate(
         tried_bytes += sizes[number]
         try:
             whole = list(levels) == [0]
-            video = index_packets(locations[number]) if whole else transcode(locations[number], levels, limit_s=limit_s)
+            place = fetched(source, locations[number]) if remote else contextlib.nullcontext(locations[number])
+            with place as path:
+                video = index_packets(path) if whole else transcode(path, levels, limit_s=limit_s)
         except VideoError as error:
             broken.append(Broken(path=annotations.samples[number].path, reason=error.problem))
             continue

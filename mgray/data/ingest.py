@@ -42,7 +42,7 @@ from mgray.data.shard import (
     write_index,
     write_shard,
 )
-from mgray.data.storage import FileSum, Folder
+from mgray.data.storage import FileSum, Folder, bare, fetched, one_line, unreadable
 from mgray.errors import DataError, VideoError
 
 _WORK = ".ingest"
@@ -86,6 +86,8 @@ class _Part:
     index: int
     levels: tuple[int, ...]
     limit_s: float
+    source: str
+    """Where the list was found."""
     videos: tuple[_SourceVideo, ...]
 
     @property
@@ -100,6 +102,9 @@ class _Part:
     def read(self, video: _SourceVideo) -> Ingested:
         if self.levels == SOURCE:
             return index_packets(video.location, limit_s=self.limit_s)
+        if "://" in self.source:
+            with fetched(self.source, video.location) as path:
+                return transcode(path, self.levels, limit_s=self.limit_s)
         return transcode(video.location, self.levels, limit_s=self.limit_s)
 
 
@@ -141,7 +146,10 @@ class _Report:
     part: int
     done: int
     outcome: str = ""
+    unread: str = ""
+    """Why a video cannot be fetched."""
     error: str = ""
+    """Why the shard cannot be written."""
 
 
 def ingest(
@@ -162,7 +170,7 @@ def ingest(
     listed in the manifest.
 
     Args:
-        source: what `read_annotations` reads.
+        source: what `read_annotations` reads; videos in an object store are fetched one at a time, and cannot be passed through.
         out: folder of the shards, local or an address that pyarrow.fs knows; all nodes must see it and the videos.
         levels: short sides in pixels that larger videos are reduced to, from the finest to the coarsest; `SOURCE` leaves the videos
             where they are and stores tables of their packets.
@@ -178,13 +186,21 @@ def ingest(
     """
     levels = tuple(levels)
     _check_settings(levels, videos_per_shard, max_broken, num_workers)
+    if levels == SOURCE and "://" in source:
+        raise DataError(
+            "data.path", source, "cannot be passed through", "store levels of it, or copy it to a local folder"
+        )
     annotations = read_annotations(source, val_fraction=val_fraction)
     folder = Folder.of(out)
     _check_apart(source, out, folder)
     list_digest = _sha256([VERSION, levels, videos_per_shard, CODEC, _listing(annotations)])
-    parts = _parts(annotations, levels, limit_s, videos_per_shard)
+    parts = _parts(source, annotations, levels, limit_s, videos_per_shard)
     source_digest = _sha256([list_digest, [part.key() for part in parts]])
-    if folder.exists(MANIFEST):
+    try:
+        finished = folder.exists(MANIFEST)
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    if finished:
         manifest = ShardSet.open(out).manifest
         _check_same(out, manifest.source_digest == source_digest)
         return manifest
@@ -203,6 +219,8 @@ def ingest(
     notify()
     with _quiet(), contextlib.closing(_run(folder, pending, num_workers)) as reports:
         for report in reports:
+            if report.unread:
+                raise unreadable(source, OSError(report.unread))
             if report.error:
                 raise DataError(
                     "out", out, f"cannot be written ({report.error})", "free space or mend access, then go on"
@@ -212,7 +230,7 @@ def ingest(
                 outcomes[report.part] = _Outcome.from_json(report.outcome)
             notify()
     manifest = _finish(
-        folder, os.path.abspath(os.path.expanduser(source)), source_digest, annotations, levels,
+        folder, bare(source), source_digest, annotations, levels,
         [outcomes[part.index] for part in parts],
     )  # fmt: skip
     return manifest
@@ -236,8 +254,9 @@ def _check_settings(levels: tuple[int, ...], videos_per_shard: int, max_broken: 
 
 
 def _check_apart(source: str, out: str, folder: Folder) -> None:
-    base = os.path.abspath(os.path.expanduser(source))
-    if folder.is_local and os.path.isdir(base) and os.path.commonpath([base, folder.path]) == base:
+    base, inside = bare(source), bare(out)
+    is_folder = os.path.isdir(base) if folder.is_local else "://" in source
+    if is_folder and f"{inside}/".startswith(f"{base}/"):
         raise DataError("out", out, f"lies within the videos' folder {source}", "give a folder outside it")
 
 
@@ -270,27 +289,34 @@ def _claim(folder: Folder, out: str, list_digest: str) -> None:
     try:
         folder.write(_JOB, job)
     except OSError as error:
-        raise DataError("out", out, f"cannot be written ({error})", "give a folder that you may write to") from None
+        raise _unwritable(out, error) from None
+
+
+def _unwritable(out: str, error: OSError) -> DataError:
+    return DataError("out", out, f"cannot be written ({one_line(error)})", "give a folder that you may write to")
 
 
 def _listing(annotations: Annotations) -> list[list[str]]:
     return [[s.path, annotations.classes[s.label], s.split, s.group] for s in annotations.samples]
 
 
-def _parts(annotations: Annotations, levels: tuple[int, ...], limit_s: float, videos_per_shard: int) -> list[_Part]:
-    root = os.path.abspath(annotations.root)
+def _parts(
+    source: str, annotations: Annotations, levels: tuple[int, ...], limit_s: float, videos_per_shard: int
+) -> list[_Part]:
+    remote = annotations.remote_bytes
+    root = annotations.root if remote else os.path.abspath(annotations.root)
     videos = []
     for sample in annotations.samples:
         location = os.path.join(root, sample.path)
         videos.append(
             _SourceVideo(
                 location=location, path=sample.path, label=sample.label, split=sample.split, group=sample.group,
-                num_bytes=os.path.getsize(location),
+                num_bytes=remote[sample.path] if remote else os.path.getsize(location),
             )
         )  # fmt: skip
     size = min(videos_per_shard, max(_MIN_VIDEOS, -(-len(videos) // _MIN_SHARDS)))
     return [
-        _Part(index=index, levels=levels, limit_s=limit_s, videos=tuple(videos[start : start + size]))
+        _Part(index=index, levels=levels, limit_s=limit_s, source=source, videos=tuple(videos[start : start + size]))
         for index, start in enumerate(range(0, len(videos), size))
     ]
 
@@ -374,6 +400,9 @@ def _encode_part(folder: Folder, part: _Part) -> Iterator[_Report]:
             kept.append(video)
         except VideoError as error:
             broken.append(Broken(path=video.path, reason=error.problem))
+        except OSError as error:
+            yield _Report(part.index, done, unread=one_line(error))
+            return
     try:
         shards, extents = [], []
         for number, level in enumerate(part.levels):
@@ -397,7 +426,7 @@ def _encode_part(folder: Folder, part: _Part) -> Iterator[_Report]:
         ).to_json()
         folder.write(part.name, outcome.encode())
     except OSError as error:
-        yield _Report(part.index, 0, error=str(error))
+        yield _Report(part.index, 0, error=one_line(error))
         return
     yield _Report(part.index, len(part.videos), outcome=outcome)
 

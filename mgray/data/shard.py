@@ -35,7 +35,7 @@ import pyarrow as pa
 
 from mgray.data.clip import VideoInfo
 from mgray.data.manifest import MANIFEST, Manifest
-from mgray.data.storage import GAP_BYTES, FileSum, Folder, MappedFile, RemoteFile, one_line, unreadable
+from mgray.data.storage import GAP_BYTES, PATIENCE, FileSum, Folder, MappedFile, RemoteFile, one_line, unreadable
 from mgray.errors import DataError, VideoError
 
 INDEX = "index.arrow"
@@ -43,8 +43,6 @@ SPLITS = ("train", "val")
 _OPEN_SHARDS = 256
 _REMOTE_SHARDS = 1 << 16
 """A remote file that is open holds no more than its size, which took a request to learn."""
-_PATIENCE = 10
-"""Attempts to read a clip: a run does not end because a server is slow for a minute."""
 _READERS = 16
 """Remote videos that a process reads at once: they wait for the network, not for a CPU."""
 _READ_AHEAD = 2 * _READERS
@@ -409,7 +407,7 @@ class ShardSet:
 
     def videos(self, split: str, wanted: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[StoredVideo]:
         """Videos of (sample, level, frames), in order; remote ones are read while those before them are used, several at once."""
-        if Folder.of(self.root, _PATIENCE).is_local:
+        if Folder.of(self.root, PATIENCE).is_local:
             yield from (self.video(split, *item) for item in wanted)
             return
         assert self._index is not None, "read once, before many threads need it"
@@ -584,11 +582,47 @@ def _mapped_shard(root: str, file: FileSum) -> MappedFile:
 
 @functools.lru_cache(maxsize=_REMOTE_SHARDS)
 def _remote_shard(root: str, file: FileSum) -> RemoteFile:
-    return RemoteFile(Folder.of(root, _PATIENCE), file.name, file.num_bytes)
+    return RemoteFile(Folder.of(root, PATIENCE), file.name, file.num_bytes)
 
 
 def _parsed(content: pa.Buffer) -> StoredVideo:
-    return StoredVideo.from_batch(pa.ipc.read_record_batch(pa.ipc.read_message(content), _VIDEO_SCHEMA))
+    """The video of a serialised record batch.
+
+    Raises:
+        ArrowInvalid: the batch is damaged, or is no video's.
+    """
+    try:
+        batch = pa.ipc.read_record_batch(pa.ipc.read_message(content), _VIDEO_SCHEMA)
+        batch.validate(full=True)  # offsets out of bounds would end the process
+        if batch.num_rows != 1 or any(column.null_count for column in batch.columns):
+            raise pa.ArrowInvalid("no row of a video")
+        video = StoredVideo.from_batch(batch)
+    except (OSError, ValueError) as error:
+        raise pa.ArrowInvalid(str(error)) from None
+    _check_table(video)
+    return video
+
+
+def _check_table(video: StoredVideo) -> None:
+    """Raise ArrowInvalid where a packet table contradicts itself."""
+    columns = (video.pts, video.key, video.reference, video.offsets, video.sizes)
+    num_bytes = video.file_bytes if video.file else len(video.data)
+    shown = np.sort(video.pts[video.pts >= 0])
+    whole = (
+        len({len(column) for column in columns}) == 1
+        and np.array_equal(shown, np.arange(video.source.num_frames))
+        and video.key.any()
+        and (video.key.view(np.uint8) < 2).all()
+        and (video.reference.view(np.uint8) < 2).all()
+        and video.offsets.min() >= 0
+        and video.sizes.min() >= 0
+        and video.offsets.max() <= num_bytes
+        and (video.offsets + video.sizes).max() <= num_bytes
+        and min(video.width, video.height, video.source.width, video.source.height) > 0
+        and 0 <= video.quarter_turns < 4
+    )
+    if not whole:
+        raise pa.ArrowInvalid("its packet table contradicts itself")
 
 
 def _in_source(video: StoredVideo) -> StoredVideo:

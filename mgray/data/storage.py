@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import mmap
 import os
+import shutil
+import tempfile
 import threading
 import urllib.parse
 import uuid
@@ -22,6 +25,9 @@ from mgray.errors import DataError
 
 GAP_BYTES = 64 << 10
 """Ranges that lie closer than this are read in one request: a request costs more than so many bytes."""
+PATIENCE = 10
+"""Attempts to read a clip or a video: a job does not end because a server is slow for a minute."""
+_COPIED_BYTES = 8 << 20
 _GCS_RETRY_S = 10
 """Google's client tries for 15 minutes on its own, that of S3 for about 10 s."""
 _S3_SWITCHES = {"allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open", "force_virtual_addressing"}
@@ -138,6 +144,32 @@ def _file_system(address: str, attempts: int) -> tuple[pafs.FileSystem, str]:
         strategy = pafs.AwsStandardS3RetryStrategy(max_attempts=attempts)
         fs = pafs.S3FileSystem(**{"region": fs.region, **options, "retry_strategy": strategy})
     return fs, path.rstrip("/")
+
+
+@contextlib.contextmanager
+def fetched(address: str, path: str) -> Iterator[str]:
+    """A local copy, for as long as the context lasts, of a file that lies behind an address.
+
+    Args:
+        address: where it was found, with user and options.
+        path: the file's own address, without them.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    inner = path.partition("://")[2]
+    with tempfile.NamedTemporaryFile(suffix=os.path.splitext(inner)[1]) as copy:
+        with Folder.of(address, PATIENCE).fs.open_input_file(inner) as file:
+            shutil.copyfileobj(file, copy, _COPIED_BYTES)
+        copy.flush()
+        yield copy.name
+
+
+def bare(address: str) -> str:
+    """A local path made absolute, or an address without user and options, as it may be recorded."""
+    if "://" not in address:
+        return os.path.abspath(os.path.expanduser(address))
+    return f"{address.partition('://')[0]}://{Folder.of(address).path}"
 
 
 def one_line(error: Exception) -> str:

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from moto import settings
 
+from mgray.data.annotations import read_annotations
+from mgray.data.estimate import estimate
+from mgray.data.ingest import SOURCE, ingest
 from mgray.data.shard import _READ_AHEAD, ShardSet
 from mgray.data.source import TrainSource
 from mgray.data.storage import Folder
@@ -22,6 +25,7 @@ from mgray.errors import DataError
 from mgray.plan import Plan, PlanSpec
 from tests.support.s3 import KEY, SECRET, S3Server, s3_server
 from tests.support.shards import write_shards
+from tests.support.videos import write_tree
 
 SPEC = PlanSpec(
     frames=4, crop=16, batch=16, stride=2, jitter_min=18, jitter_max=24, epochs=8, lr_steps=(0, 6), lr_factors=(1.0, 0.1),
@@ -185,6 +189,50 @@ def test_an_endpoint_that_does_not_answer_fails_soon(server: str) -> None:
             functools.partial(ShardSet.open, address),
             20,
         )
+
+
+@pytest.mark.usefixtures("ray_instance")
+def test_videos_of_a_bucket_become_shards_of_a_bucket(s3: S3Server, tmp_path: Path) -> None:
+    write_tree(tmp_path / "videos", {"jump": 4, "run": 4})
+    expected = ingest(str(tmp_path / "videos"), str(tmp_path / "shards"), levels=(32, 16), num_workers=1)
+    s3.upload(tmp_path / "videos", "videos")
+    source, out = s3.address("bucket/videos"), s3.address("bucket/made")
+    manifest = ingest(source, out, levels=(32, 16), num_workers=1)
+    assert manifest.source == "s3://bucket/videos" and manifest.content_digest == expected.content_digest
+    assert manifest.levels == expected.levels and manifest.counts == expected.counts  # checksums are equal
+    ShardSet.open(out).verify()
+    names = {name for name in s3.names("made/") if not name.endswith("/")}
+    files = [path for path in (tmp_path / "shards").rglob("*") if path.is_file()]
+    assert names == {f"made/{path.relative_to(tmp_path / 'shards').as_posix()}" for path in files}
+    with s3.record() as requests:
+        assert ingest(source, out, levels=(32, 16)) == manifest  # nothing is written again
+    assert not {"PUT", "POST"} & {request.method for request in requests}
+    assert estimate(source, (32, 16)).tried == 8
+    refused("cannot be passed through", lambda: ingest(source, out, levels=SOURCE))
+    refused("does not exist", lambda: read_annotations(s3.address("bucket/none")))
+    with pytest.raises(DataError, match=r"out = .*lies within the videos' folder"):
+        ingest(source, s3.address("bucket/videos/shards"))
+    with pytest.raises(DataError, match=r"out = .*cannot be written.*NO_SUCH_BUCKET"):
+        ingest(source, s3.address("nowhere/made"))
+
+
+def test_lists_of_a_bucket_are_read(s3: S3Server, tmp_path: Path) -> None:
+    write_tree(tmp_path / "clips", {"jump": 2, "run": 2}, frames=2)
+    rows = [
+        f"clips/{label}/{clip}.mp4,{label},{split}"
+        for label in ("jump", "run")
+        for clip, split in ((0, "train"), (1, "val"))
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    s3.upload(tmp_path, "listed")
+    remote = read_annotations(s3.address("bucket/listed/list.csv"))
+    assert remote.samples == read_annotations(str(tmp_path / "list.csv")).samples
+    assert remote.root == "s3://bucket/listed" and all(remote.remote_bytes.values()) and len(remote.remote_bytes) == 4
+    s3.client.delete_object(Bucket="bucket", Key="listed/clips/run/0.mp4")
+    refused(
+        "lists 1 file that cannot be found under s3://bucket/listed: clips/run/0.mp4",
+        lambda: read_annotations(s3.address("bucket/listed/list.csv")),
+    )
 
 
 def test_the_command_line_reads_it(s3: S3Server, remote: ShardSet) -> None:
