@@ -99,7 +99,7 @@ def _film(out_THWC: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
     """One shot: a window that pans, zooms and shakes over a still scene."""
     frames, height, width, _ = out_THWC.shape
     scene_1CHW = _scene(rng)
-    noise_HWC = torch.from_numpy(rng.normal(0, rng.uniform(7, 9), (2 * height, 2 * width, 3)).astype(np.float32))
+    noise_HWC = torch.from_numpy(rng.normal(0, rng.uniform(5.8, 7), (2 * height, 2 * width, 3)).astype(np.float32))
     time_s = np.arange(frames) / FPS
 
     def shake(size: float) -> npt.NDArray[np.float64]:
