@@ -5,9 +5,15 @@ Errors cross process borders (Ray pickles them), so each class rebuilds itself f
 
 from __future__ import annotations
 
+import re
+
 
 class MgrayError(Exception):
     """Base of every error that mgray raises on purpose; `str()` is one line fit for a terminal."""
+
+
+_SECRET = re.compile(r"(\w+://[^\s:/@]+):[^\s@]+@")
+"""The secret of an address such as s3://key:secret@bucket."""
 
 
 class FieldError(MgrayError):
@@ -21,7 +27,7 @@ class FieldError(MgrayError):
     """
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
-        super().__init__(f"{field} = {value!r}: {problem}; {remedy}")
+        super().__init__(_SECRET.sub(r"\1:***@", f"{field} = {value!r}: {problem}; {remedy}"))
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
 
     def __reduce__(self) -> tuple[type[FieldError], tuple[str, object, str, str]]:

@@ -211,5 +211,5 @@ def test_settings_are_checked(videos, tmp_path, settings, field):
 def test_the_manifest_is_plain_json(videos, tmp_path):
     ingest(str(videos), str(tmp_path / "shards"))
     tree = json.loads((tmp_path / "shards" / MANIFEST).read_text())
-    assert tree["format"] == "mgray-shards" and tree["version"] == 1
+    assert tree["format"] == "mgray-shards" and tree["version"] == 2
     assert tree["counts"]["train"] + tree["counts"]["val"] == 24 and tree["codec"]["name"] == "libx264"

@@ -34,3 +34,11 @@ def test_tyro_lets_them_through(kind: type[FieldError]) -> None:
 
 def test_values_of_several_lines_stay_on_one() -> None:
     assert "\n" not in str(FieldError("data.path", "a\nb", "does not exist", "give a folder"))
+
+
+def test_the_secret_of_an_address_is_not_shown() -> None:
+    error = DataError(
+        "data.path", "s3://key:se/cr+et@bucket/a", "cannot be reached (s3://key:se/cr+et@bucket)", "check it"
+    )
+    assert "cr+et" not in str(error) and "s3://key:***@bucket/a" in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -295,7 +295,6 @@ def fuzz_shard(root: str, cases: int) -> None:
     check()
 
 
-@pytest.mark.xfail(reason="data/shard.py takes packet tables on trust: Arrow ends the process on some", strict=True)
 def test_fuzz_of_a_shard(tmp_path):
     shards = write_shards(tmp_path, train=1, val=1, frames=FRAMES)
     child = multiprocessing.get_context("spawn").Process(target=fuzz_shard, args=(shards.root, 500))
