@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from mgray import errors
-from mgray.errors import FieldError, MgrayError
+from mgray.errors import DataError, FieldError, MgrayError
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FieldError)]
 
