@@ -45,8 +45,11 @@ CODEC = {
     "name": "libx264",
     "preset": "veryfast",
     "tune": "fastdecode",
-    "crf": "20",
-    "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:bframes=7:b-adapt=0:b-pyramid=none:{_REPEATABLE}",
+    "crf": "23",
+    "x264-params": (
+        f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:bframes=7:b-adapt=0:b-pyramid=none:"
+        f"partitions=none:subme=4:{_REPEATABLE}"
+    ),
 }
 """Encoder and options of stored levels; part of what identifies a dataset."""
 
@@ -664,13 +667,14 @@ def _planes(frame: VideoFrame, quarter_turns: int = 0) -> Planes:
             threads=1,
         )
     y, u, v = (
-        np.rot90(
-            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width],
-            quarter_turns,
-        )
+        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
         for plane in frame.planes
     )
-    return y, u, v
+    return (
+        (np.rot90(y, quarter_turns), np.rot90(u, quarter_turns), np.rot90(v, quarter_turns))
+        if quarter_turns
+        else (y, u, v)
+    )
 
 
 def _colour(frame: VideoFrame) -> tuple[Colorspace, ColorRange]:
