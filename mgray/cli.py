@@ -163,6 +163,22 @@ class BenchFeedArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchQualityArguments:
+    data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_CSV")] = ""
+    """Your own videos, as for `mgray ingest`; default: generated clips of 340x256 pixels and 10 s."""
+    spans: typing.Literal["varied", "kept"] = "varied"
+    """What a coarse grid covers of a video, as plan.spans: varied (paper), or kept as at the base shape."""
+    levels: tuple[int, ...] = (256, 180, 128)
+    """Short sides in pixels of the pyramid, falling."""
+    enlarge: float = 1.25
+    """How much a level coarser than the finest may be enlarged, as data.enlarge."""
+    clips: int = 12
+    """Clips of each grid."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoArguments:
     data: str = ""
     """Your own videos instead of the clips that come with mgray: a folder or a list, as for `mgray ingest`."""
@@ -365,12 +381,10 @@ def _report(arguments: Sequence[str]) -> None:
 
 
 def _bench(arguments: Sequence[str]) -> None:
-    """Measure: `mgray bench loop` sets the loop beside bare torch, `mgray bench feed` the decoding beside PyAV and others."""
+    """Measure: `mgray bench loop` sets the loop beside bare torch, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources."""
     what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in BENCHES else ("", arguments)
     if not what and not set(rest) & {"-h", "--help"}:
-        raise ConfigError(
-            "BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop or mgray bench feed"
-        )
+        raise ConfigError("BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop, feed or quality")
     BENCHES[what or "loop"](rest)
 
 
@@ -405,7 +419,33 @@ def _bench_feed(arguments: Sequence[str]) -> None:
         print_feed(result)
 
 
-BENCHES: dict[str, Callable[[Sequence[str]], None]] = {"loop": _bench_loop, "feed": _bench_feed}
+def _bench_quality(arguments: Sequence[str]) -> None:
+    command = _parse(BenchQualityArguments, arguments, "bench")
+    if command.clips < 1:
+        raise ConfigError("clips", command.clips, "must be at least 1", "give a positive whole number")
+    from mgray.bench.quality import bench_quality, quality_rows
+
+    base = _workload("kinetics400_slowfast_r50")
+    section = dataclasses.replace(base.data, levels=command.levels, enlarge=command.enlarge)
+    run = dataclasses.replace(base, plan=dataclasses.replace(base.plan, spans=command.spans), data=section)
+    found = bench_quality(command.data, run, clips=command.clips)
+    if command.json:
+        print(json_module.dumps([row.to_json() for row in found], indent=2))
+        return
+    from rich.table import Table
+
+    head, *rows = quality_rows(found)
+    table = Table(*head, title="PSNR in dB against the full-size source, resized as torchvision does")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+BENCHES: dict[str, Callable[[Sequence[str]], None]] = {
+    "loop": _bench_loop,
+    "feed": _bench_feed,
+    "quality": _bench_quality,
+}
 
 
 def _demo(arguments: Sequence[str]) -> None:
@@ -433,7 +473,7 @@ USAGE = {
     "train": "NAME",
     "eval": "RUN",
     "report": "RUN [RUN ...]",
-    "bench": "loop|feed",
+    "bench": "loop|feed|quality",
     "demo": "",
 }
 EXAMPLES = {
@@ -457,6 +497,7 @@ EXAMPLES = {
     "bench": (
         "mgray bench loop --workers 2 --rounds 9",
         "mgray bench feed --quick",
+        "mgray bench quality --data videos/ --levels 256 128",
         "mgray bench feed --data videos/ --plot feed.png --json",
     ),
     "demo": ("mgray demo", "mgray demo --data videos/ --out demo-videos/"),

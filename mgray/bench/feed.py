@@ -280,7 +280,7 @@ class _Meter:
                 self._least[name][number] = min(self._least[name][number], time.process_time() - started)
             if compare:
                 for name, errors in self._errors.items():
-                    errors.append(_squared_error(self._clips[name], self._clips["files"]))
+                    errors.append(squared_error(self._clips[name], self._clips["files"]))
 
     def cost(self, videos: BenchVideos, enlarge: float) -> CellCost:
         cell, shards = self._cell, videos.shards
@@ -294,16 +294,16 @@ class _Meter:
             size=cell.height,
             share=cell.share,
             seconds={name: float(np.mean(least)) for name, least in self._least.items()},
-            psnr_db={name: _psnr(float(np.mean(errors))) for name, errors in self._errors.items()},
+            psnr_db={name: psnr(float(np.mean(errors))) for name, errors in self._errors.items()},
             levels={level.name: levels[level.name] for level in shards.manifest.levels},
         )
 
 
-def _squared_error(clip: Clip, other: Clip) -> float:
+def squared_error(clip: Clip, other: Clip) -> float:
     return float(np.mean((clip.astype(np.float32) - other) ** 2))
 
 
-def _psnr(squared_error: float) -> float:
+def psnr(squared_error: float) -> float:
     return 100.0 if squared_error == 0 else float(10 * np.log10(255**2 / squared_error))
 
 
