@@ -52,8 +52,11 @@ def check_input(run: Run) -> None:
         )
     if not is_shards(run.data.path):
         read_annotations(run.data.path, val_fraction=run.data.val_fraction)
-    else:
-        ShardSet.open(run.data.path)
+    elif not ShardSet.open(run.data.path).is_passthrough and run.feed.source == "files":
+        raise ConfigError(
+            "feed.source", run.feed.source, f"does not go with the shards in {run.data.path}",
+            "give the videos themselves as --data.path, or leave it out",
+        )  # fmt: skip
 
 
 def _check_storage(run: Run) -> None:

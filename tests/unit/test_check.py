@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgray.check import check_run, differences, is_shards, run_folder
-from mgray.config import DataSection, ModelSection, Run
+from mgray.config import DataSection, FeedSection, ModelSection, Run
 from mgray.data.synthetic import write_motion_videos
 from mgray.errors import MgrayError
 from mgray.plan import PlanSpec
@@ -67,6 +67,14 @@ def test_shards_are_looked_into(tmp_path: Path) -> None:
     manifest = tmp_path / "set" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
     refused(run, "data.path", "version 1, this code reads 2")
+
+
+def test_files_are_not_read_from_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, train=2, val=1)
+    run = Run(
+        storage=str(tmp_path / "runs"), data=DataSection(path=str(tmp_path / "set")), feed=FeedSection(source="files")
+    )
+    refused(run, "feed.source", "give the videos themselves")
 
 
 def test_a_list_is_looked_into(videos: Path, tmp_path: Path) -> None:
