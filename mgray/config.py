@@ -20,6 +20,8 @@ from mgray.plan import PlanSpec
 
 INGEST_FIELDS = ("path", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
+NEWER_FIELDS = ("init", "slow_frames", "temporal_blocks")
+"""Fields of the model section that digests leave out at their defaults: runs from before them go on."""
 
 
 def _require(ok: bool, name: str, value: object, problem: str, remedy: str) -> None:
@@ -77,17 +79,23 @@ class ModelSection:
     """The network."""
 
     name: str = "slowfast"
-    """A name of `mgray.model.MODELS`, e.g. slowfast, r3d_18, mc3_18, r2plus1d_18."""
+    """A name of `mgray.model.MODELS`, e.g. slowfast, slow, i3d, i3d_nln, r3d_18, mc3_18, r2plus1d_18, s3d, mvit_v1_b, mvit_v2_s, swin3d_t."""
+    init: str = ""
+    """Initial weights: a file from `mgray convert`, or a run's folder or checkpoint. A head for other classes starts afresh."""
     depth: int = 50
-    """SlowFast: layers of the ResNet (18 and 34 with basic blocks, 50 and 101 with bottlenecks; 10 is a small one for CPUs)."""
+    """SlowFast, Slow, I3D: layers of the ResNet (18 and 34 with basic blocks, 50 and 101 with bottlenecks; 10 is a small one for CPUs)."""
     width: int = 64
-    """SlowFast: channels of the slow pathway's stem (64 in the paper)."""
+    """SlowFast, Slow, I3D: channels of the stem, in SlowFast the slow pathway's (64 in the papers)."""
     alpha: int = 4
     """SlowFast: frames of the fast pathway for one of the slow pathway."""
     beta_inv: int = 8
     """SlowFast: channels of the slow pathway for one of the fast pathway."""
     fusion_kernel: int = 7
     """SlowFast: frames that the lateral convolution from fast to slow spans."""
+    slow_frames: Literal["centred", "spread"] = "centred"
+    """SlowFast: the slow pathway's frames, every alpha-th in the middle of the clip, or spread from first to last (as in PySlowFast)."""
+    temporal_blocks: int = 0
+    """SlowFast, Slow, I3D: blocks of a stage after which convolutions span one frame (6 in SlowFast R101 50-50); 0 for none."""
     dropout: float = 0.5
     """Dropout before the classifier."""
 
@@ -95,6 +103,9 @@ class ModelSection:
         for name in ("width", "alpha", "beta_inv", "fusion_kernel"):
             value = getattr(self, name)
             _require(value >= 1, f"model.{name}", value, "must be at least 1", "give a positive whole number")
+        _require(
+            self.temporal_blocks >= 0, "model.temporal_blocks", self.temporal_blocks, "must not be negative", "give 0 or more"
+        )  # fmt: skip
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "is outside [0, 1)", "use e.g. 0.5")
 
 
@@ -243,6 +254,10 @@ class Run:
         tree = self.to_json()
         kept = {key: tree[key] for key in ("plan", "data", "model", "train")}
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in INGEST_FIELDS}
+        usual = dataclasses.asdict(ModelSection())
+        kept["model"] = {
+            key: value for key, value in kept["model"].items() if key not in NEWER_FIELDS or value != usual[key]
+        }
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,35 +11,43 @@ from torch import nn
 
 from mgray.config import ModelSection
 from mgray.errors import ConfigError
-from mgray.model import MODELS, SLOWFAST_DEPTHS, build_model, check_model
+from mgray.model import DEPTHS, MODELS, build_model, check_model
 from mgray.model.norm import GroupedBatchNorm3d
-from mgray.model.slowfast import LAYOUTS
+from mgray.model.resnet3d import LAYOUTS
+
+
+def small(name: str, dropout: float = 0.5) -> ModelSection:
+    return ModelSection(name=name, depth=DEPTHS.get(name, (10,))[0], width=8, beta_inv=4, dropout=dropout)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_takes_the_schedule_s_shapes_and_has_grouped_norms(name: str) -> None:
-    model = build_model(ModelSection(name=name, depth=10, width=8, beta_inv=4), 5)
+    model = build_model(small(name), 5)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
-    assert norms and all(type(norm) is GroupedBatchNorm3d for norm in norms)
+    assert bool(norms) == (not name.startswith(("mvit", "swin")))
+    assert all(type(norm) is GroupedBatchNorm3d for norm in norms)
     for frames in (2, 4, 8):
         assert model(torch.randn(2, 3, frames, 32, 32)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_dropout_is_the_section_s(name: str) -> None:
-    model = build_model(ModelSection(name=name, depth=10, width=8, beta_inv=4, dropout=0.3), 5)
-    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.3]
+    model = build_model(small(name, dropout=0.3), 5)
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout) and module.p] == [0.3]
 
 
 def test_depths_known_without_torch_are_those_that_can_be_built() -> None:
-    assert set(SLOWFAST_DEPTHS) == set(LAYOUTS)
+    for depths in DEPTHS.values():
+        assert set(depths) <= set(LAYOUTS)
+    assert set(DEPTHS["slowfast"]) == set(LAYOUTS)
 
 
 @pytest.mark.parametrize(
     ("section", "field", "said"),
     [
-        (ModelSection(name="slowfats"), "model.name", "slowfast, r3d_18"),
+        (ModelSection(name="slowfats"), "model.name", "slowfast, slow, i3d"),
         (ModelSection(depth=51), "model.depth", "10, 18, 34, 50, 101"),
+        (ModelSection(name="i3d_nln", depth=18), "model.depth", "use one of 50, 101"),
         (ModelSection(width=20), "model.width", "multiple of model.beta_inv = 8"),
     ],
 )

@@ -1,0 +1,90 @@
+"""Parameters and multiply-adds of the networks at their standard shapes, against the published ones.
+
+FlopCounterMode counts two for a multiply-add; papers count one, and so do we here. It counts convolutions, products of
+matrices and attention, not norms, activations and pooling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mgray.config import ModelSection
+from mgray.model import build_model
+
+CLASSES = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """What a network comes to, for 400 classes."""
+
+    section: ModelSection
+    clip: tuple[int, int, int]
+    """Frames, height, width."""
+    parameters_m: float
+    gflops: float
+    """Multiply-adds of a clip, times 1e-9."""
+    published_m: float | None = None
+    published_gflops: float | None = None
+
+
+R101_50_50 = ModelSection(depth=101, fusion_kernel=5, temporal_blocks=6)
+COUNTS = {
+    # GFLOPs of SlowFast and Slow: arXiv 1812.03982; parameters, I3D and R101 101-101: PyTorchVideo's model
+    # zoo, which counts norms and pooling too; I3D-NLN: arXiv 2004.04730
+    "SlowFast R50 4x16": Count(
+        section=ModelSection(alpha=8, fusion_kernel=5), clip=(32, 256, 256),
+        parameters_m=34.48, gflops=36.10, published_m=34.48, published_gflops=36.1,
+    ),
+    "SlowFast R50 8x8": Count(
+        section=ModelSection(), clip=(32, 256, 256),
+        parameters_m=34.57, gflops=65.71, published_m=34.57, published_gflops=65.7,
+    ),
+    "SlowFast R50 16x8": Count(section=ModelSection(), clip=(64, 256, 256), parameters_m=34.57, gflops=131.42),
+    "SlowFast R101 50-50 8x8": Count(
+        section=R101_50_50, clip=(32, 256, 256), parameters_m=53.77, gflops=106.51, published_m=53.77, published_gflops=106.0,
+    ),
+    "SlowFast R101 50-50 16x8": Count(
+        section=R101_50_50, clip=(64, 256, 256), parameters_m=53.77, gflops=213.02, published_m=53.77, published_gflops=213.0,
+    ),
+    "SlowFast R101 101-101 8x8": Count(
+        section=ModelSection(depth=101, fusion_kernel=5), clip=(32, 256, 256),
+        parameters_m=62.83, gflops=125.91, published_m=62.83, published_gflops=127.2,
+    ),
+    "Slow R50 4x16": Count(
+        section=ModelSection(name="slow"), clip=(4, 256, 256),
+        parameters_m=32.45, gflops=27.26, published_m=32.45, published_gflops=27.3,
+    ),
+    "Slow R50 8x8": Count(
+        section=ModelSection(name="slow"), clip=(8, 256, 256),
+        parameters_m=32.45, gflops=54.52, published_m=32.45, published_gflops=54.5,
+    ),
+    "I3D R50 8x8": Count(
+        section=ModelSection(name="i3d"), clip=(8, 256, 256),
+        parameters_m=28.04, gflops=37.10, published_m=28.04, published_gflops=37.53,
+    ),
+    "I3D-NLN R50 8x8": Count(
+        section=ModelSection(name="i3d_nln"), clip=(8, 256, 256), parameters_m=35.4, gflops=48.91, published_m=35.3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_and_multiply_adds(name: str) -> None:
+    count = COUNTS[name]
+    with torch.device("meta"):
+        model = build_model(count.section, CLASSES).eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            model(torch.empty(1, 3, *count.clip))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert round(parameters / 1e6, 2) == count.parameters_m
+    assert round(counter.get_total_flops() / 2e9, 2) == count.gflops
+    if count.published_m is not None:
+        assert parameters / 1e6 == pytest.approx(count.published_m, rel=0.003)
+    if count.published_gflops is not None:
+        assert counter.get_total_flops() / 2e9 == pytest.approx(count.published_gflops, rel=0.013)
