@@ -138,9 +138,14 @@ class NonLocal(nn.Module):
         )
         mean = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         # [N, T*H*W, C] -> [N, C, T, H, W]
-        mean_NCTHW = mean.transpose(1, 2).unflatten(2, x_NCTHW.shape[2:])
+        mean_NCTHW = mean.transpose(1, 2).reshape(x_NCTHW.shape[0], self.out.in_channels, *x_NCTHW.shape[2:])
         output: Tensor = x_NCTHW + self.norm(self.out(mean_NCTHW))
         return output
+
+
+def spans(kernels: Sequence[int], blocks: int, temporal_blocks: int) -> list[int]:
+    """Frames that the first convolution of each block of a stage spans: `kernels` in turn, then one."""
+    return [kernels[i % len(kernels)] if i < (temporal_blocks or blocks) else 1 for i in range(blocks)]
 
 
 def stage(
@@ -152,16 +157,14 @@ def stage(
         kernels: frames that the blocks' first convolutions span, in turn.
         temporal_blocks: blocks after which all span one frame; 0 for none such.
     """
-    blocks = layout.blocks[index]
     outputs = inner * (4 if layout.bottleneck else 1)
-    spans = [kernels[i % len(kernels)] if i < (temporal_blocks or blocks) else 1 for i in range(blocks)]
     return nn.Sequential(
         *(
             Block(
                 inputs if i == 0 else outputs, inner, outputs, span, 2 if index > 0 and i == 0 else 1,
                 bottleneck=layout.bottleneck,
             )
-            for i, span in enumerate(spans)
+            for i, span in enumerate(spans(kernels, layout.blocks[index], temporal_blocks))
         )
     )  # fmt: skip
 
