@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import typing
 from dataclasses import dataclass, field
 from types import UnionType
@@ -20,8 +21,8 @@ from mgray.plan import PlanSpec
 
 INGEST_FIELDS = ("path", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
-NEWER_FIELDS = ("init", "slow_frames", "temporal_blocks")
-"""Fields of the model section that digests leave out at their defaults: runs from before them go on."""
+NEWER_FIELDS = {"model": ("init", "slow_frames", "temporal_blocks"), "train": ("ema", "mixup", "cutmix")}
+"""Fields that digests leave out at their defaults: runs from before them go on."""
 
 
 def _require(ok: bool, name: str, value: object, problem: str, remedy: str) -> None:
@@ -41,8 +42,8 @@ class DataSection:
     """Share of videos that may fail to decode when they are ingested; they are left out and listed, above it is an error."""
     levels: tuple[int, ...] = ()
     """Short sides in pixels that videos are stored at when they are ingested, falling; empty takes what suits the plan's crops."""
-    enlarge: float = 1.25
-    """How much a level coarser than the finest may be enlarged (sources of 256 pixels, resized to 320, are as well); 1 never."""
+    enlarge: float = 1.0
+    """How much a level coarser than the finest may be enlarged: above 1 decodes faster and blurs; 1 reads only levels that cover a crop."""
     fps: float = 0.0
     """Frames per second that `plan.stride` counts in; 0 counts each video's own frames."""
     flip: bool = True
@@ -58,7 +59,7 @@ class DataSection:
         falling = all(finer > coarser >= 2 for finer, coarser in zip(self.levels, self.levels[1:], strict=False))
         _require(
             falling and all(level >= 2 for level in self.levels), "data.levels", self.levels, "are no falling short sides",
-            "give e.g. 256 180 128",
+            "give e.g. 256 226 160",
         )  # fmt: skip
         _require(
             math.isfinite(self.enlarge) and self.enlarge >= 1,
@@ -120,9 +121,15 @@ class TrainSection:
     nesterov: bool = True
     """Nesterov momentum."""
     weight_decay: float = 1e-4
-    """Weight decay; batch-norm parameters have none."""
+    """Weight decay; parameters of batch and layer norms have none."""
     label_smoothing: float = 0.0
     """Probability mass that is spread over all classes."""
+    mixup: float = 0.0
+    """Alpha of mixup: clips of a BN group are blended by a share from Beta(alpha, alpha); 0 does not mix (0.8 is usual)."""
+    cutmix: float = 0.0
+    """Alpha of CutMix: a box of a clip is another's, in all frames; 0 does not mix. With mixup, each is taken half of the time."""
+    ema: float = 0.0
+    """Decay, over `plan.batch` clips, of the moving average of weights that is validated and kept (e.g. 0.999); 0 keeps none."""
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     evals: int = 20
@@ -163,6 +170,13 @@ class TrainSection:
             "is outside [0, 1)",
             "use e.g. 0.1",
         )
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value >= 0, f"train.{name}", value, "is no alpha of a Beta distribution",
+                "use e.g. 0.8, or 0 for none",
+            )  # fmt: skip
+        _require(0 <= self.ema < 1, "train.ema", self.ema, "is outside [0, 1)", "use e.g. 0.999, or 0 for none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,10 +268,13 @@ class Run:
         tree = self.to_json()
         kept = {key: tree[key] for key in ("plan", "data", "model", "train")}
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in INGEST_FIELDS}
-        usual = dataclasses.asdict(ModelSection())
-        kept["model"] = {
-            key: value for key, value in kept["model"].items() if key not in NEWER_FIELDS or value != usual[key]
-        }
+        for section, newer in NEWER_FIELDS.items():
+            usual = Run().to_json()[section]
+            kept[section] = {
+                key: value for key, value in kept[section].items() if key not in newer or value != usual[key]
+            }
+        if self.model.init:
+            kept["model"]["init"] = os.path.abspath(os.path.expanduser(self.model.init))
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

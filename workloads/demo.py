@@ -29,7 +29,7 @@ def demo_baseline() -> Run:
             warmup_start_lr=0.001,
             bn_group=4,
         ),
-        data=DataSection(path=GRID_ADVERBS, levels=(72, 44)),
+        data=DataSection(path=GRID_ADVERBS, levels=(72, 54)),
         model=ModelSection(name="slowfast", depth=10, width=16, alpha=4, beta_inv=2, fusion_kernel=5, dropout=0.0),
         train=TrainSection(weight_decay=1e-4, precise_bn=8),
         scale=ScaleSection(workers=2),

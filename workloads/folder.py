@@ -20,7 +20,7 @@ def folder_baseline() -> Run:
             warmup_epochs=4.0,
             warmup_start_lr=0.001,
         ),
-        data=DataSection(levels=(256, 180, 128)),
+        data=DataSection(levels=(256, 226, 160)),
         model=ModelSection(name="slowfast", depth=50),
         train=TrainSection(precision="bfloat16"),
         scale=ScaleSection(cpus=2.0),

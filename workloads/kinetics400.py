@@ -26,7 +26,7 @@ def kinetics400_slowfast_r50_baseline() -> Run:
             warmup_epochs=34.0,
             warmup_start_lr=0.01,
         ),
-        data=DataSection(fps=30.0, levels=(256, 180, 128)),
+        data=DataSection(fps=30.0, levels=(256, 226, 160)),
         model=ModelSection(name="slowfast", depth=50),
         train=TrainSection(precision="bfloat16", precise_bn=200, evals=40),
         scale=ScaleSection(workers=8, cpus=2.0, save_every=1000),

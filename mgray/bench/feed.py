@@ -31,7 +31,7 @@ from workloads import WORKLOADS
 WORKLOAD = "kinetics400_slowfast_r50"
 NUM_SAMPLES = 240_436
 """Kinetics-400's training clips: they set the schedule's steps."""
-LEVELS = (256, 180, 128)
+LEVELS = (256, 226, 160)
 _FURTHER = ((256, 128), (256,), (128,))
 """Sets of levels whose encoding is timed besides."""
 _SCATTER = 7919
@@ -46,6 +46,10 @@ class FeedBench:
     """A folder or list of videos; empty generates 340x256 clips of 10 s."""
     spans: Literal["varied", "kept"] = "varied"
     """What a coarse grid covers of a video (`plan.spans`)."""
+    levels: tuple[int, ...] = LEVELS
+    """Short sides of the pyramid in pixels, falling."""
+    enlarge: float = 1.0
+    """How much a level coarser than the finest may be enlarged."""
     videos: int = 6
     clips: int = 18
     """Clips of a cell."""
@@ -58,10 +62,9 @@ class FeedBench:
     budget_s: float = float("inf")
     """Seconds after which no further round begins."""
 
-    @classmethod
-    def quick(cls, data: str = "", spans: Literal["varied", "kept"] = "varied", gop: int = 250) -> FeedBench:
-        """An answer within a minute."""
-        return cls(data=data, spans=spans, videos=3, clips=4, rounds=4, gop=gop, further=False, budget_s=30.0)
+    def quick(self) -> FeedBench:
+        """The same for an answer within a minute."""
+        return dataclasses.replace(self, videos=3, clips=4, rounds=4, further=False, budget_s=30.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,8 +187,8 @@ def bench_feed(bench: FeedBench) -> FeedResult:
     with tempfile.TemporaryDirectory(prefix="mgray-bench-") as folder, _one_thread():
         paths = pick_videos(bench.data, bench.videos) if bench.data else ()
         paths = paths or write_camera_videos(folder, bench.videos, gop=bench.gop)
-        videos = store_videos(folder, paths, LEVELS, further=_FURTHER if bench.further else ())
-        readers = make_readers(videos, run.data.enlarge)
+        videos = store_videos(folder, paths, bench.levels, further=_FURTHER if bench.further else ())
+        readers = make_readers(videos, bench.enlarge)
         cells = cells_of(plan, videos.infos, bench.clips, run)
         meters = [_Meter(cell, readers.by_name) for cell in cells]
         rounds = 0
@@ -193,7 +196,7 @@ def bench_feed(bench: FeedBench) -> FeedResult:
             for meter in meters:
                 meter.turn()
             rounds += 1
-        costs = tuple(meter.cost(videos, run.data.enlarge) for meter in meters)
+        costs = tuple(meter.cost(videos, bench.enlarge) for meter in meters)
     return FeedResult(
         bench=bench,
         rounds=rounds,

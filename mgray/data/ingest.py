@@ -52,8 +52,8 @@ _MIN_SHARDS = 32
 _MIN_VIDEOS = 8
 _REPORT_BYTES = 4 << 20
 """A task reports after each so many bytes of source files."""
-LEVELS = (256, 180, 128)
-"""Short sides that suit the Kinetics schedule's crops of 224, 158 and 112 pixels."""
+LEVELS = (256, 226, 160)
+"""Short sides that cover the Kinetics schedule's crops of 224, 158 and 112 pixels where these are cut from the same part of a picture."""
 SOURCE = (0,)
 """The level of passed-through sources."""
 _STALE = datetime.timedelta(hours=1)
@@ -243,7 +243,7 @@ def _check_settings(levels: tuple[int, ...], videos_per_shard: int, max_broken: 
             "levels",
             " ".join(map(str, levels)),
             "are no falling short sides of at least 2 pixels",
-            "give e.g. 256 180 128",
+            "give e.g. 256 226 160",
         )
     if videos_per_shard < 1:
         raise DataError("videos_per_shard", videos_per_shard, "must be at least 1", "give e.g. 64")

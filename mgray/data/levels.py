@@ -12,8 +12,8 @@ _ANY_SIZE = 1_000_000
 def levels_of(spec: PlanSpec, enlarge: float) -> tuple[int, ...]:
     """Short sides in pixels, from the finest to the coarsest.
 
-    The finest is the largest short side that the base crop is cut from. A smaller crop has one that covers the same part of a
-    picture as the base crop does, or `enlarge` times less; where the plan varies spans, its wider crops read a finer level.
+    The finest is the largest short side that the base crop is cut from. A smaller crop has one that serves it as long as it is cut
+    from as large a part of a picture as the base crop; where the plan varies spans, the other clips read a finer level.
     """
     # with samples enough that no phase is left out
     plan = Plan.compile(spec, _ANY_SIZE)

@@ -195,7 +195,7 @@ def test_the_command_prints_only_json(
     for number in range(2):
         encode_frames(str(tmp_path / "a" / f"{number}.mp4"), moving(24, 96, 64, seed=number))
     monkeypatch.setattr(
-        FeedBench, "quick", classmethod(lambda cls, **given: cls(videos=1, clips=1, rounds=1, further=False, **given))
+        FeedBench, "quick", lambda self: dataclasses.replace(self, videos=1, clips=1, rounds=1, further=False)
     )
     picture = tmp_path / "feed.png"
     arguments = ["--data", str(tmp_path), "--spans", "kept", "--json", "--plot", str(picture)]
