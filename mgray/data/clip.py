@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from mgray.errors import ConfigError
 from mgray.plan import ClipShape, Step
 
 _MASK = (1 << 64) - 1
+_END = 1.0 - 1e-9
+"""The last share of a video's room: at 1 itself a clip would begin a frame too late."""
+ASSUMED_FPS = 25.0
+"""Frames per second of a video whose file does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Views:
+    """The clips of a video that its scores are pooled from: `clips` over its length, times `crops` over its picture.
+
+    Raises:
+        ConfigError: no clip, or neither 1 nor 3 crops.
+    """
+
+    clips: int = 1
+    """Spread evenly from the video's start to its end; one is in the middle."""
+    crops: int = 1
+    """1 in the middle, or 3 along the longer side: at its start, middle and end."""
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.crops not in (1, 3):
+            raise _bad_views(str(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Views:
+        """The views of e.g. `10x3`.
+
+        Raises:
+            ConfigError: another form, no clip, or neither 1 nor 3 crops.
+        """
+        match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+        if match is None:
+            raise _bad_views(text)
+        return cls(clips=int(match[1]), crops=int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.clips}x{self.crops}"
+
+    def __len__(self) -> int:
+        return self.clips * self.crops
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        """Where each clip begins, as a share of the room: i / (N - 1), as PySlowFast does with `use_offset`."""
+        return (0.5,) if self.clips == 1 else tuple(min(i / (self.clips - 1), _END) for i in range(self.clips))
+
+    @property
+    def places(self) -> tuple[float, ...]:
+        """Where each crop lies along the longer side, as a share of the room."""
+        return (0.5,) if self.crops == 1 else (0.0, 0.5, 1.0)
+
+
+def _bad_views(text: str) -> ConfigError:
+    return ConfigError(
+        "views", text, "is no CLIPSxCROPS of 1 clip or more and 1 or 3 crops", "give e.g. 10x3, 3x3 or 1x1"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +137,58 @@ def train_clip(
 def center_clip(
     sample: int, video: VideoInfo, shape: ClipShape, *, stride: int, short_side: int, fps: float
 ) -> ClipSpec:
-    """The clip in the middle of a video, in time and in both directions of space.
+    """The clip in the middle of a video, in time and in both directions of space; the arguments are those of `view_clips`."""
+    return next(view_clips(sample, video, shape, Views(), stride=stride, short_side=short_side, fps=fps))
+
+
+def view_clips(
+    sample: int, video: VideoInfo, shape: ClipShape, views: Views, *, stride: int, short_side: int, fps: float
+) -> Iterator[ClipSpec]:
+    """The views of a video, all crops of its first clip first; across the shorter side they are in the middle.
 
     Args:
+        sample: the video's index; view v is at position `sample * len(views) + v`.
         stride: frames from one sampled frame to the next, counted in `fps`.
         short_side: pixels that the video's short side is resized to before the crop.
         fps: frames per second that the stride counts in; 0 counts the video's own frames.
     """
-    return ClipSpec(
-        position=sample,
-        sample=sample,
-        shape=shape,
-        frames=_frames(video, shape.frames, stride * _source_frames(video, fps), 0.5),
-        box=_box(video, shape, short_side, 0.5, 0.5),
-        flip=False,
-    )
+    source_stride = stride * _source_frames(video, fps)
+    boxes = [
+        _box(video, shape, short_side, *((place, 0.5) if video.width >= video.height else (0.5, place)))
+        for place in views.places
+    ]
+    position = sample * len(views)
+    for start in views.starts:
+        frames = _frames(video, shape.frames, source_stride, start)
+        for box in boxes:
+            yield ClipSpec(position=position, sample=sample, shape=shape, frames=frames, box=box, flip=False)
+            position += 1
+
+
+def sliding_clips(
+    video: VideoInfo, shape: ClipShape, *, stride: int, short_side: int, fps: float, every_s: float
+) -> tuple[ClipSpec, ...]:
+    """Centre crops of a video that begin every `every_s` seconds (at least a frame) for as long as whole ones fit.
+
+    The last one ends with the video, wherever that is; 0 seconds sets them end to end. Their positions count from 0.
+    """
+    source_stride = stride * _source_frames(video, fps)
+    span = clip_span(video, shape, stride=stride, fps=fps)
+    step = max(1.0, every_s * (video.fps or ASSUMED_FPS) if every_s else span)
+    room = max(0.0, video.num_frames - span)
+    count = math.floor(room / step + 1e-9) + 1
+    firsts = [number * step for number in range(count)]
+    if int(room) > int(firsts[-1]):
+        firsts.append(room)
+    box = _box(video, shape, short_side, 0.5, 0.5)
+    last = video.num_frames - 1
+    return tuple(
+        ClipSpec(
+            position=number, sample=0, shape=shape,
+            frames=tuple(min(int(first + i * source_stride), last) for i in range(shape.frames)), box=box, flip=False,
+        )
+        for number, first in enumerate(firsts)
+    )  # fmt: skip
 
 
 class _Draws:
@@ -107,6 +204,11 @@ class _Draws:
     def fraction(self) -> float:
         """Uniform in [0, 1)."""
         return (int(self._philox.random_raw()) >> 11) * 2.0**-53
+
+
+def clip_span(video: VideoInfo, shape: ClipShape, *, stride: int, fps: float) -> float:
+    """Source frames that a clip stands for: one stride for each of its frames."""
+    return shape.frames * stride * _source_frames(video, fps)
 
 
 def _source_frames(video: VideoInfo, fps: float) -> float:

@@ -331,34 +331,47 @@ def level_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def decode_clip(video: StoredVideo, spec: ClipSpec, out: npt.NDArray[np.uint8]) -> None:
-    """Decode a clip into `out`: uint8 [frames, height, width, 3], RGB, cropped, resized (antialiased), mirrored.
+    """Decode a clip into `out`, uint8 [frames, height, width, 3]; see `decode_clips`."""
+    decode_clips(video, [spec], out[None])
 
-    Only the packets that the wanted frames depend on are decoded, each once. The crop begins at a whole pixel of the stored
-    frame, the nearest one; its size is exact.
+
+def decode_clips(video: StoredVideo, specs: Sequence[ClipSpec], out: npt.NDArray[np.uint8]) -> None:
+    """Decode clips of one video and shape into `out`: uint8 [N, frames, height, width, 3], RGB, cropped, resized, mirrored.
+
+    Only the packets that the wanted frames depend on are decoded, each once, however many clips show it. A crop begins at a
+    whole pixel of the stored frame, the nearest one; its size is exact. Resizing is antialiased.
 
     Raises:
         VideoError: the packets do not decode.
     """
-    assert out.shape == (spec.shape.frames, spec.shape.height, spec.shape.width, 3) and out.dtype == np.uint8
+    shape = specs[0].shape
+    assert out.shape == (len(specs), shape.frames, shape.height, shape.width, 3) and out.dtype == np.uint8
     across, down = video.width / video.source.width, video.height / video.source.height
-    left, top, right, bottom = spec.box
-    box = (left * across, top * down, right * across, bottom * down)
-    distinct = sorted(set(spec.frames))
-    window = Window(
-        len(distinct), box, (video.width, video.height), (spec.shape.width, spec.shape.height), spec.flip
-    )  # fmt: skip
-    colour = (Colorspace.ITU601, ColorRange.MPEG)
-    for index, (_, frame) in enumerate(decode_frames(video, distinct)):
-        if index == 0:
-            colour = _colour(frame)
-        window.put(index, _planes(frame, video.quarter_turns))
-    rgb_THWC = _converted(window, len(distinct), *colour)
-    if len(distinct) == len(spec.frames):
-        window.resize(rgb_THWC, out)
-    else:  # a short video repeats frames
-        clip = np.empty((len(distinct), *out.shape[1:]), np.uint8)
-        window.resize(rgb_THWC, clip)
-        np.take(clip, np.searchsorted(distinct, spec.frames), axis=0, out=out)
+    distinct = [sorted(set(spec.frames)) for spec in specs]
+    places = [{frame: place for place, frame in enumerate(frames)} for frames in distinct]
+    windows = []
+    for spec, frames in zip(specs, distinct, strict=True):
+        left, top, right, bottom = spec.box
+        box = (left * across, top * down, right * across, bottom * down)
+        windows.append(
+            Window(len(frames), box, (video.width, video.height), (shape.width, shape.height), spec.flip)
+        )  # fmt: skip
+    colour: tuple[Colorspace, ColorRange] | None = None
+    for number, frame in decode_frames(video, sorted(set().union(*distinct))):
+        colour = colour or _colour(frame)
+        planes = _planes(frame, video.quarter_turns)
+        for window, place in zip(windows, places, strict=True):
+            if number in place:
+                window.put(place[number], planes)
+    assert colour is not None, "a clip has a frame"
+    for spec, frames, window, clip_THWC in zip(specs, distinct, windows, out, strict=True):
+        rgb_THWC = _converted(window, len(frames), *colour)
+        if len(frames) == len(spec.frames):
+            window.resize(rgb_THWC, clip_THWC)
+        else:  # a short video repeats frames
+            shown = np.empty((len(frames), *clip_THWC.shape[1:]), np.uint8)
+            window.resize(rgb_THWC, shown)
+            np.take(shown, np.searchsorted(frames, spec.frames), axis=0, out=clip_THWC)
 
 
 def _converted(window: Window, frames: int, matrix: Colorspace, levels: ColorRange) -> npt.NDArray[np.uint8]:

@@ -178,7 +178,7 @@ class _Pipeline:
         """The next step's block, or None where this rank has no clip in it; waits for it."""
         item = self._queue.get()
         if isinstance(item, BaseException):
-            raise _own_error(item) from item
+            raise own_error(item) from item
         assert item is not _END, f"the feed ended before step {self._next}"
         assert item is None or item.index == self._next, f"block of step {item.index} where {self._next} was due"
         self._next += 1
@@ -297,7 +297,7 @@ def _blocks_of(table: pa.Table) -> Iterator[Block | None]:
         first_byte, first = end_byte, end
 
 
-def _own_error(error: BaseException) -> BaseException:
+def own_error(error: BaseException) -> BaseException:
     """The error of ours that Ray has wrapped, or the error itself.
 
     Ray's wrapper is of our class too, but reads as a page of tracebacks and does not pickle.

@@ -28,12 +28,14 @@ class LocalFeed:
     def _blocks(self, source: ClipSource, segments: Sequence[range]) -> Blocks:
         steps = itertools.chain.from_iterable(segments)
         pending: deque[Future[Block | None]] = deque()
+        budget = int(self.section.ahead_gib * 2**30)
         decoders = self.section.decoders or max(1, (os.cpu_count() or 1) - 1)
         with ThreadPoolExecutor(decoders, thread_name_prefix="mgray-decode") as pool:
             try:
                 for step in steps:
                     pending.append(pool.submit(source.block, step, self.rank, self.world_size))
-                    if len(pending) > self.section.ahead:
+                    size = source.num_bytes(step, self.rank, self.world_size)
+                    if len(pending) > min(self.section.ahead, max(1, budget // max(1, size))):
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()

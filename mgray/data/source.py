@@ -5,14 +5,15 @@ A decode worker is given a source and a step's number, and derives everything el
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from mgray.data.clip import ClipSpec, center_clip, train_clip
-from mgray.data.decode import decode_clip
+from mgray.data.clip import ClipSpec, Views, train_clip, view_clips
+from mgray.data.decode import decode_clips
 from mgray.data.shard import ShardSet
 from mgray.errors import VideoError
 from mgray.plan import ClipShape, Plan, Share, Step, sample_at, share_of
@@ -87,7 +88,10 @@ class TrainSource:
 
 @dataclass(frozen=True, slots=True)
 class ValSource:
-    """The validation split in order, one centred clip a video; every video is in exactly one rank's batch."""
+    """The validation split in order; every video is with all its views in exactly one rank's batch.
+
+    Batches, counted over all ranks, hold the same videos on any number of ranks.
+    """
 
     shards: ShardSet
     shape: ClipShape
@@ -95,15 +99,17 @@ class ValSource:
     short_side: int
     fps: float
     batch: int
-    """Clips of a batch on each rank."""
+    """Videos of a batch on each rank."""
     version: int = 0
+    views: Views = field(default_factory=Views)
+    """Of each video; without it one centred clip."""
 
     def block(self, index: int, rank: int, world_size: int) -> Block | None:
         specs = self.clips(index, rank, world_size)
         return _decoded(self.shards, "val", index, self.version, specs, 1.0)
 
     def num_bytes(self, index: int, rank: int, world_size: int) -> int:
-        return 3 * len(self._samples(index, rank, world_size)) * self.shape.voxels
+        return 3 * len(self._samples(index, rank, world_size)) * len(self.views) * self.shape.voxels
 
     def num_batches(self, world_size: int) -> int:
         return -(-self.shards.num_samples("val") // (self.batch * world_size))
@@ -111,11 +117,12 @@ class ValSource:
     def clips(self, index: int, rank: int, world_size: int) -> tuple[ClipSpec, ...]:
         """What `rank` decodes for batch `index`, in the batch's order."""
         return tuple(
-            center_clip(
-                sample, self.shards.info("val", sample), self.shape,
+            clip
+            for sample in self._samples(index, rank, world_size)
+            for clip in view_clips(
+                sample, self.shards.info("val", sample), self.shape, self.views,
                 stride=self.stride, short_side=self.short_side, fps=self.fps,
             )
-            for sample in self._samples(index, rank, world_size)
         )  # fmt: skip
 
     def _samples(self, index: int, rank: int, world_size: int) -> range:
@@ -129,6 +136,8 @@ def _decoded(
 ) -> Block | None:
     """Decode clips of one shape into one array, each from the coarsest level that serves it; None where there are none.
 
+    Neighbouring clips of one video are decoded together.
+
     Raises:
         VideoError: it names the video that cannot be decoded.
     """
@@ -136,12 +145,16 @@ def _decoded(
         return None
     shape = specs[0].shape
     clips_NTHWC = np.empty((len(specs), shape.frames, shape.height, shape.width, 3), np.uint8)
-    wanted = [(spec.sample, shards.level_for(split, spec.sample, spec.scale, enlarge), spec.frames) for spec in specs]
-    for clip, spec, video in zip(clips_NTHWC, specs, shards.videos(split, wanted), strict=True):
+    places = [(spec.sample, shards.level_for(split, spec.sample, spec.scale, enlarge)) for spec in specs]
+    runs = [[*run] for _, run in itertools.groupby(range(len(specs)), key=places.__getitem__)]
+    wanted = [(*places[run[0]], sorted({frame for place in run for frame in specs[place].frames})) for run in runs]
+    for run, video in zip(runs, shards.videos(split, wanted), strict=True):
+        here = slice(run[0], run[-1] + 1)
         try:
-            decode_clip(video, spec, clip)
+            decode_clips(video, specs[here], clips_NTHWC[here])
         except VideoError as error:
-            raise VideoError("data.path", shards.path(split, spec.sample), error.problem, error.remedy) from None
+            path = shards.path(split, specs[run[0]].sample)
+            raise VideoError("data.path", path, error.problem, error.remedy) from None
     return Block(
         index=index,
         version=version,

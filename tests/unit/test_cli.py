@@ -16,6 +16,8 @@ import pytest
 from mgray import cli
 from mgray.check import check_run
 from mgray.config import Run
+from mgray.data.clip import Views
+from mgray.evaluation.run import Viewing
 from mgray.report.command import options
 from tests.support.shards import write_shards
 from tests.support.videos import write_tree
@@ -54,9 +56,9 @@ def test_each_command_has_help_with_examples(command: str, capsys: pytest.Captur
 
 
 def test_the_surface_changes_on_purpose_only() -> None:
-    assert list(cli.COMMANDS) == ["plan", "ingest", "shards", "train", "eval", "report", "bench", "demo"]
+    assert list(cli.COMMANDS) == ["plan", "ingest", "shards", "train", "eval", "predict", "report", "bench", "demo"]
     own = {kind: [option for option in cli._options(kind, "--") if "." not in option] for kind in (
-        cli.PlanArguments, cli.IngestArguments, cli.ShardsArguments, cli.TrainArguments, cli.EvalArguments, cli.ReportArguments,
+        cli.PlanArguments, cli.IngestArguments, cli.ShardsArguments, cli.TrainArguments, cli.EvalArguments, cli.PredictArguments, cli.ReportArguments,
         cli.BenchArguments, cli.BenchFeedArguments, cli.DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
@@ -74,10 +76,23 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ],
         ["--action", "--path", "--json"],
         ["--name", "--storage", "--verbose"],
-        ["--run", "--data"],
+        [
+            "--run",
+            "--data",
+            "--views",
+            "--pool",
+            "--short-side",
+            "--crop",
+            "--workers",
+            "--per-class",
+            "--plot",
+            "--predictions",
+            "--json",
+        ],
+        ["--checkpoint", "--videos", "--every", "--json"],
         ["--runs", "--out"],
         ["--workload", "--workers", "--rounds"],
-        ["--data", "--spans", "--quick", "--json", "--plot", "--gop"],
+        ["--data", "--spans", "--levels", "--enlarge", "--quick", "--json", "--plot", "--gop"],
         ["--data", "--out"],
     ]
 
@@ -206,9 +221,19 @@ def test_a_run_survives_the_command_line(monkeypatch: pytest.MonkeyPatch, name: 
 
 
 def test_eval_passes_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = fake_module(monkeypatch, "mgray.trainer", "evaluate_run")
-    assert cli.main(["eval", "runs/x", "--data", "shards"]) == 0
-    assert calls == [(("runs/x",), {"data": "shards"})]
+    calls: list[Any] = []
+
+    def record(run: str, viewing: Viewing, **named: Any) -> Any:
+        calls.append((run, viewing, named["data"]))
+        return types.SimpleNamespace(to_json=lambda: {"top1": 0.5})
+
+    monkeypatch.setattr("mgray.evaluation.run.evaluate_run", record)
+    assert cli.main(["eval", "runs/x", "--data", "shards", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"top1": 0.5}
+    options = ["--views", "10x3", "--pool", "max", "--short-side", "256", "--crop", "224", "--workers", "3"]
+    assert cli.main(["eval", "runs/x", *options, "--json"]) == 0
+    wide = Viewing(views=Views(clips=10, crops=3), pool="max", short_side=256, crop=224, workers=3)
+    assert calls == [("runs/x", Viewing(), "shards"), ("runs/x", wide, None)]
 
 
 def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +326,20 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["ingest"], "SOURCE = ''"),
         (["ingest", "videos"], "OUT = ''"),
         (["eval"], "RUN = ''"),
+        (["eval", "runs/x", "--views", "10"], "views = '10'"),
+        (["eval", "runs/x", "--views", "0x3"], "views = '0x3'"),
+        (["eval", "runs/x", "--views", "2x2"], "views = '2x2'"),
+        (["eval", "runs/x", "--pool", "sum"], "pool = 'sum': is no choice"),
+        (["eval", "runs/x", "--workers", "-1"], "workers = -1"),
+        (["eval", "runs/x", "--crop", "-1"], "crop = -1"),
+        (["eval", "runs/x", "--plot", "confusion.bmp"], "plot = 'confusion.bmp'"),
+        (["eval", "runs/x", "--predictions", "/dev/null/p.parquet"], "predictions = '/dev/null/p.parquet'"),
+        (["eval", "missing"], "checkpoint = 'missing'"),
+        (["predict"], "CHECKPOINT = ''"),
+        (["predict", "runs/x"], "VIDEO = ''"),
+        (["predict", "runs/x", "a.mp4", "--every", "-1"], "every = -1.0"),
+        (["predict", "runs/x", "a.mp4", "--every", "nan"], "every = nan"),
+        (["predict", "missing", "a.mp4"], "checkpoint = 'missing'"),
         (["report"], "RUN = ''"),
         (["report", "missing"], "missing"),
     ],
@@ -337,7 +376,16 @@ HEAVY = "{'torch', 'torchvision', 'ray', 'av', 'matplotlib', 'pyarrow'}"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["plan", "folder"], ["plan", "--help"], ["train", "--help"], ["demo", "--help"], ["train", "smok"]]
+    "arguments",
+    [
+        ["plan", "folder"],
+        ["plan", "--help"],
+        ["eval", "--help"],
+        ["predict", "--help"],
+        ["train", "--help"],
+        ["demo", "--help"],
+        ["train", "smok"],
+    ],
 )
 def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
     code = f"import sys; from mgray.cli import main; main({arguments!r}); sys.exit(str(sys.modules.keys() & {HEAVY}))"

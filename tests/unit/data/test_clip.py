@@ -1,4 +1,5 @@
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgray.data.clip import ClipSpec, VideoInfo, center_clip, train_clip
+from mgray.data.clip import ClipSpec, VideoInfo, Views, center_clip, clip_span, sliding_clips, train_clip, view_clips
+from mgray.errors import ConfigError
 from mgray.plan import BatchShape, ClipShape, Step
 
 videos = st.builds(
@@ -135,3 +137,87 @@ def test_a_short_video_repeats_its_last_frame():
 def test_a_window_larger_than_the_video_enlarges_it():
     wide = center_clip(0, VideoInfo(9, 100, 400, 25.0), ClipShape(1, 64, 128), stride=1, short_side=64, fps=0.0)
     assert wide.box == (0.0, 175.0, 100.0, 225.0)
+
+
+@given(videos, st.integers(1, 64), st.integers(8, 256), st.integers(1, 16), st.integers(1, 12), st.sampled_from([1, 3]))
+def test_views_lie_within_their_video_in_order(video, frames, side, stride, clips, crops):
+    views = Views(clips=clips, crops=crops)
+    found = [*view_clips(5, video, ClipShape(frames, side, side), views, stride=stride, short_side=256, fps=0.0)]
+    assert [clip.position for clip in found] == [5 * clips * crops + i for i in range(clips * crops)]
+    for clip in found:
+        check_geometry(clip, video)
+        assert (clip.sample, clip.flip) == (5, False)
+    starts = [clip.frames[0] for clip in found]
+    assert starts == sorted(starts)
+    assert all(found[i].frames == found[i - i % crops].frames for i in range(len(found)))
+    assert {clip.box for clip in found} == {clip.box for clip in found[:crops]}
+    room = video.num_frames - (frames - 1) * stride
+    if clips > 1 and room > 0:
+        assert found[0].frames[0] == 0 and found[-1].frames[-1] == video.num_frames - 1
+        gaps = np.diff(starts[::crops])
+        assert gaps.max() - gaps.min() <= 1
+        assert all(set(np.diff(clip.frames)) <= {stride} for clip in found)
+
+
+@given(videos, st.integers(1, 32), st.integers(8, 256), st.sampled_from([0.0, 12.5, 30.0]), st.integers(0, 5))
+def test_the_middle_view_is_the_centre_clip(video, frames, side, fps, more):
+    shape, options = ClipShape(frames, side, side), {"stride": 3, "short_side": 200, "fps": fps}
+    centre = center_clip(7, video, shape, **options)
+    assert [*view_clips(7, video, shape, Views(), **options)] == [centre]
+    views = Views(clips=2 * more + 1, crops=3)
+    middle = [*view_clips(7, video, shape, views, **options)][3 * more + 1]
+    assert (middle.frames, middle.box) == (centre.frames, centre.box)
+
+
+def test_crops_lie_along_the_longer_side():
+    options = {"stride": 2, "short_side": 120, "fps": 0.0}
+    shape, views = ClipShape(4, 112, 112), Views(clips=2, crops=3)
+    wide = [*view_clips(0, VideoInfo(30, 320, 240, 25.0), shape, views, **options)]
+    assert [clip.box for clip in wide[:3]] == [(0, 8, 224, 232), (48, 8, 272, 232), (96, 8, 320, 232)]
+    assert [clip.frames for clip in wide[::3]] == [(0, 2, 4, 6), (23, 25, 27, 29)]
+    tall = [*view_clips(0, VideoInfo(30, 240, 320, 25.0), shape, views, **options)]
+    assert [clip.box for clip in tall[:3]] == [(8, 0, 232, 224), (8, 48, 232, 272), (8, 96, 232, 320)]
+
+
+@pytest.mark.parametrize(
+    "text", ["10", "0x3", "2x2", "x3", "3x", "-1x3", "3X3", "1x1x1", "", " 1x1", "1x0", "9999999x1"]
+)
+def test_views_that_are_none_are_refused(text):
+    with pytest.raises(ConfigError, match=re.escape(f"views = '{text}': is no CLIPSxCROPS")):
+        Views.parse(text)
+
+
+def test_views_are_written_as_they_are_read():
+    assert str(Views.parse("10x3")) == "10x3" and len(Views.parse("10x3")) == 30
+    assert Views.parse("1x1") == Views()
+
+
+@given(videos, st.integers(1, 32), st.integers(1, 8), st.sampled_from([0.0, 25.0]), st.floats(0, 20))
+def test_sliding_clips_cover_a_video(video, frames, stride, fps, every_s):
+    shape = ClipShape(frames, 64, 64)
+    clips = sliding_clips(video, shape, stride=stride, short_side=80, fps=fps, every_s=every_s)
+    for number, clip in enumerate(clips):
+        check_geometry(clip, video)
+        assert (clip.position, clip.sample, clip.flip) == (number, 0, False)
+    starts = [clip.frames[0] for clip in clips]
+    span = clip_span(video, shape, stride=stride, fps=fps)
+    assert starts[0] == 0 and starts == sorted(set(starts))
+    if span <= video.num_frames:
+        assert abs(starts[-1] + span - video.num_frames) < 1.001
+    else:
+        assert len(clips) == 1
+    step = max(1.0, every_s * video.fps if every_s else span)
+    assert all(gap <= step + 1 for gap in np.diff(starts))
+
+
+def test_sliding_clips_begin_at_even_times():
+    def starts(every_s: float, num_frames: int = 100) -> list[int]:
+        video = VideoInfo(num_frames, 320, 240, 25.0)
+        clips = sliding_clips(video, ClipShape(8, 64, 64), stride=2, short_side=80, fps=0.0, every_s=every_s)
+        return [clip.frames[0] for clip in clips]
+
+    assert starts(1.0) == [0, 25, 50, 75, 84]
+    assert starts(0.0) == [0, 16, 32, 48, 64, 80, 84]
+    assert starts(0.0, 32) == [0, 16]
+    assert starts(1.0, 10) == [0]
+    assert starts(1e-9, 18) == [0, 1, 2]

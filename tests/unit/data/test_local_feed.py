@@ -101,3 +101,15 @@ def test_an_error_surfaces_at_its_block():
     assert seen == [0, 1, 2, 3, 4]
     assert len(source.started) <= 5 + 4 + 1
     assert decode_threads() == []
+
+
+def test_large_blocks_are_decoded_ahead_within_the_memory_that_is_given():
+    source = Recorder()
+    source.num_bytes = lambda index, rank, world_size: 100
+    feed = LocalFeed(FeedSection(decoders=1, ahead=8, ahead_gib=250 / 2**30))
+    with feed.blocks(source, [range(20)]) as blocks:
+        next(blocks)
+        source.wait_for(3)
+        time.sleep(0.05)
+        assert len(source.started) == 3
+        assert [block.index for block in blocks] == list(range(1, 20))

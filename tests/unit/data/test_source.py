@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -5,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from mgray.data.clip import Views
+from mgray.data.decode import decode_clip
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
 from mgray.errors import VideoError
@@ -105,6 +108,36 @@ def test_every_validation_video_is_in_one_batch(shards, world_size, batch):
             assert source.num_bytes(index, rank, world_size) == 3 * len(clips) * 3 * 16 * 16
         assert max(sizes) <= batch and sum(sizes) > 0
     assert seen == list(range(5))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_video_is_in_one_batch_with_all_its_views(shards, world_size, batch):
+    source = dataclasses.replace(val_source(shards, batch), views=Views(clips=2, crops=3))
+    seen, batches = [], set()
+    for index in range(source.num_batches(world_size)):
+        for rank in range(world_size):
+            clips = source.clips(index, rank, world_size)
+            assert source.num_bytes(index, rank, world_size) == 3 * len(clips) * 3 * 16 * 16
+            videos = [clip.sample for clip in clips[::6]]
+            assert [clip.sample for clip in clips] == [video for video in videos for _ in range(6)]
+            seen += [clip.position for clip in clips]
+            batches.add(tuple(videos))
+    assert seen == list(range(5 * 6))
+    alone = range(source.num_batches(1))
+    assert batches - {()} == {tuple(clip.sample for clip in source.clips(index, 0, 1)[::6]) for index in alone}
+
+
+def test_views_are_decoded_together_as_they_are_alone(shards):
+    source = dataclasses.replace(val_source(shards, 2), views=Views(clips=3, crops=3))
+    block = source.block(1, 0, 1)
+    assert block.samples_N.tolist() == [2] * 9 + [3] * 9
+    assert block.labels_N.tolist() == [shards.label("val", 2)] * 9 + [shards.label("val", 3)] * 9
+    for spec, clip_THWC in zip(source.clips(1, 0, 1), block.clips_NTHWC, strict=True):
+        alone = np.zeros_like(clip_THWC)
+        decode_clip(shards.video("val", spec.sample), spec, alone)
+        assert np.array_equal(clip_THWC, alone)
+    assert not np.array_equal(block.clips_NTHWC[0], block.clips_NTHWC[1])
 
 
 def test_validation_blocks(shards):

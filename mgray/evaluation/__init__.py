@@ -1,0 +1,1 @@
+"""Evaluation of a checkpoint on a validation split, and its predictions of single videos."""

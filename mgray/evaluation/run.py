@@ -1,0 +1,213 @@
+"""Evaluation of a checkpoint over several views a video, in this process or on Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from mgray.config import Run
+from mgray.data.clip import Views
+from mgray.data.feed import own_error
+from mgray.data.shard import ShardSet
+from mgray.data.source import ValSource
+from mgray.errors import ConfigError, DataError
+from mgray.plan import ClipShape
+from mgray.train.checkpoint import CheckpointMeta, newest_checkpoint, read_meta
+from mgray.train.scores import Figures, figures_of
+from mgray.train.session import LocalSession
+from mgray.train.views import Pool, VideoScores, score_views, trained_worker
+from mgray.trainer import ray_running
+
+Progress = Callable[[int, int], None]
+"""Told how many videos are done, of how many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Viewing:
+    """How a checkpoint is evaluated."""
+
+    views: Views = dataclasses.field(default_factory=Views)
+    pool: Pool = "mean"
+    """How the views' softmax scores become the video's."""
+    short_side: int = 0
+    """Pixels that a video's short side is resized to; 0 is the plan's jitter_min (the crop, where that is larger)."""
+    crop: int = 0
+    """Width and height of a crop in pixels; 0 is the plan's."""
+    workers: int = 0
+    """Ray tasks that share the videos; 0 evaluates in this process."""
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "crop", "workers"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ConfigError(name, value, "must not be negative", "give a positive whole number, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A checkpoint's scores on the validation split."""
+
+    checkpoint: Path
+    step: int
+    source: ValSource
+    pool: Pool
+    seconds: float
+    """From the first video to the last (with the start of the tasks, on Ray)."""
+    found: VideoScores
+    figures: Figures
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.shards.classes
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the videos, in the order of the split."""
+        return [self.source.shards.path("val", sample) for sample in self.found.samples_V.tolist()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        source, shape = self.source, self.source.shape
+        return {
+            "checkpoint": str(self.checkpoint),
+            "step": self.step,
+            "data": source.shards.root,
+            "num_videos": len(self.found.samples_V),
+            "views": str(source.views),
+            "pool": self.pool,
+            "frames": shape.frames,
+            "stride": source.stride,
+            "crop": shape.height,
+            "short_side": source.short_side,
+            "seconds": round(self.seconds, 3),
+            **self.figures.to_json(),
+        }
+
+
+def check_output(field: str, out: Path) -> None:
+    """Refuse a file that cannot be written before anything is computed; makes its folder.
+
+    Raises:
+        ConfigError: it names the file.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(field, str(out), f"cannot be written ({error.strerror})", "name another file") from None
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigError(field, str(out), "is a folder, or in one that cannot be written to", "name another file")
+
+
+def evaluate_run(
+    path: str, viewing: Viewing | None = None, *, data: str | None = None, on_progress: Progress | None = None
+) -> Evaluation:
+    """Evaluate a run's newest checkpoint, or the one given; the scores do not depend on the number of workers.
+
+    Raises:
+        CheckpointError: `path` holds no whole checkpoint.
+        ConfigError: the short side is smaller than the crop.
+        DataError: the shards are not there, have other classes, or no video to validate on; or a video does not decode.
+    """
+    viewing = viewing or Viewing()
+    folder = newest_checkpoint(Path(path).expanduser())
+    meta = read_meta(folder)
+    run = Run.from_json(meta.run)
+    source = _source(run, _shards(run, meta, folder, data), viewing)
+    total = source.shards.num_samples("val")
+    score = _scored_on_ray if viewing.workers else _scored_here
+    show = on_progress or (lambda done, total: None)
+    started, parts, done = time.perf_counter(), [], 0
+    show(done, total)
+    for part in score(run, folder, meta, source, viewing):
+        parts.append(part)
+        done += len(part.samples_V)
+        show(done, total)
+    found = VideoScores.joined(parts, total)
+    return Evaluation(
+        checkpoint=folder, step=meta.step, source=source, pool=viewing.pool, seconds=time.perf_counter() - started,
+        found=found, figures=figures_of(found, meta.classes),
+    )  # fmt: skip
+
+
+def _shards(run: Run, meta: CheckpointMeta, folder: Path, data: str | None) -> ShardSet:
+    stored = folder.parent / "data.json"
+    where = data or (json.loads(stored.read_text())["shards"] if stored.is_file() else run.data.path)
+    shards = ShardSet.open(where)
+    if shards.classes != meta.classes:
+        raise DataError("data", where, f"has other classes than the checkpoint ({len(shards.classes)}, {len(meta.classes)})", "give the shards it was trained on, or ones with its classes")  # fmt: skip
+    if not shards.num_samples("val"):
+        raise DataError("data", where, "holds no video to validate on", "ingest videos of a split val, or give others")
+    return shards
+
+
+def _source(run: Run, shards: ShardSet, viewing: Viewing) -> ValSource:
+    crop = viewing.crop or run.plan.crop
+    short_side = viewing.short_side or max(run.plan.jitter_min, crop)
+    if short_side < crop:
+        raise ConfigError(
+            "short_side", short_side, f"is smaller than the crop of {crop}", "give more, or a smaller --crop"
+        )
+    return ValSource(
+        shards=shards,
+        shape=ClipShape(run.plan.frames, crop, crop),
+        stride=run.plan.stride,
+        short_side=short_side,
+        fps=run.data.fps,
+        batch=max(1, run.train.eval_batch // len(viewing.views)),
+        views=viewing.views,
+    )  # fmt: skip
+
+
+def _scored_here(
+    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing
+) -> Iterator[VideoScores]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    session = LocalSession(folder.parent, run.feed, device=device)
+    worker = trained_worker(folder, meta, session)
+    yield from score_views(worker, session, source, viewing.pool, run.train.eval_batch)
+
+
+def _scored_on_ray(
+    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing
+) -> Iterator[VideoScores]:
+    """Each task takes every so-many-th batch and hands each on when it is scored."""
+    scale = dataclasses.replace(run.scale, workers=viewing.workers)
+    with ray_running(dataclasses.replace(run, scale=scale)):
+        gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+        use_gpu = scale.gpu != "no" and gpus >= scale.workers
+        task: Any = ray.remote(num_cpus=scale.cpus, num_gpus=int(use_gpu), num_returns="streaming")(_share)
+        device = "cuda" if use_gpu else "cpu"
+        streams: list[Any] = [
+            task.remote(run, folder, meta, source, viewing, rank, device) for rank in range(scale.workers)
+        ]
+        try:
+            for refs in itertools.zip_longest(*streams):
+                yield from ray.get([ref for ref in refs if ref is not None])
+        except ray.exceptions.RayError as error:
+            raise own_error(error) from error
+        finally:
+            for stream in streams:
+                ray.cancel(stream)
+
+
+def _share(
+    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing, rank: int, device: str
+) -> Iterator[VideoScores]:
+    """One task's videos, batch by batch."""
+    torch.set_num_threads(run.scale.threads or max(1, int(run.scale.cpus)))
+    decoders = run.feed.decoders or max(1, (os.cpu_count() or 1) // viewing.workers - 1)
+    session = LocalSession(
+        folder.parent, dataclasses.replace(run.feed, decoders=decoders), rank, viewing.workers, torch.device(device)
+    )  # fmt: skip
+    worker = trained_worker(folder, meta, session)
+    yield from score_views(worker, session, source, viewing.pool, run.train.eval_batch)

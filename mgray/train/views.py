@@ -1,0 +1,116 @@
+"""Scores of videos from several views each.
+
+Shape suffixes: V videos, K views of a video, C classes, N clips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mgray.config import Run
+from mgray.data.source import Block, ValSource
+from mgray.errors import ConfigError
+from mgray.model import build_model
+from mgray.train.checkpoint import CheckpointMeta, read_tensors
+from mgray.train.session import LocalSession, Session
+from mgray.train.step import Worker
+
+Pool = Literal["mean", "max"]
+POOLS: tuple[Pool, ...] = ("mean", "max")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoScores:
+    """What a model says of some videos of the validation split."""
+
+    samples_V: npt.NDArray[np.int64]
+    """Their indices."""
+    labels_V: npt.NDArray[np.int64]
+    scores_VC: npt.NDArray[np.float64]
+    """Softmax probabilities, pooled over the views (with the maximum they do not sum to 1)."""
+
+    @staticmethod
+    def joined(parts: Sequence[VideoScores], total: int) -> VideoScores:
+        """The scores of a whole split in its own order.
+
+        Args:
+            parts: in any order; together they hold each of `total` videos exactly once.
+        """
+        samples_V = np.concatenate([part.samples_V for part in parts])
+        order = np.argsort(samples_V)
+        assert np.array_equal(samples_V[order], np.arange(total)), "a video was scored twice, or not at all"
+        return VideoScores(
+            samples_V=samples_V[order],
+            labels_V=np.concatenate([part.labels_V for part in parts])[order],
+            scores_VC=np.concatenate([part.scores_VC for part in parts])[order],
+        )
+
+
+def trained_worker(folder: Path, meta: CheckpointMeta, session: LocalSession) -> Worker:
+    """The model of a checkpoint on the session's device, set to predict.
+
+    Raises:
+        CheckpointError: the weights are those of another model.
+    """
+    run = Run.from_json(meta.run)
+    model = build_model(run.model, len(meta.classes))
+    if run.train.precision == "float64":
+        model = model.double()
+    read_tensors(folder, model)
+    worker = Worker(session.prepare(model), session, run.data, run.train)
+    worker.module.eval()
+    return worker
+
+
+def score_views(worker: Worker, session: Session, source: ValSource, pool: Pool, at_once: int) -> Iterator[VideoScores]:
+    """The scores of each batch that this rank has of the validation split; the model has to be set to predict.
+
+    Args:
+        at_once: clips that the model computes at once.
+
+    Raises:
+        VideoError: a video cannot be decoded.
+    """
+    batches = range(source.num_batches(session.world_size))
+    views = len(source.views)
+    with session.feed.blocks(source, [batches]) as blocks:
+        for block in blocks:
+            if block is not None:
+                log_NC = log_scores(worker, block, at_once)
+                log_VKC = log_NC.view(-1, views, log_NC.shape[1])
+                yield VideoScores(
+                    samples_V=block.samples_N[::views].copy(),
+                    labels_V=block.labels_N[::views].copy(),
+                    scores_VC=pooled(log_VKC, pool).cpu().numpy(),
+                )
+
+
+def log_scores(worker: Worker, block: Block, at_once: int) -> Tensor:
+    """Log softmax of a block's clips in float64, [N, C] on the device."""
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(block.clips_NTHWC), at_once):
+            part = dataclasses.replace(block, clips_NTHWC=block.clips_NTHWC[first : first + at_once])
+            parts.append(worker.predict(part).double().log_softmax(1))
+    return torch.cat(parts)
+
+
+def pooled(log_VKC: Tensor, pool: Pool) -> Tensor:
+    """Mean or maximum of the views' softmax scores, [V, C]; `log_VKC` holds their logarithms.
+
+    Raises:
+        ConfigError: no such way to pool.
+    """
+    if pool not in POOLS:
+        raise ConfigError("pool", pool, "is no way to pool", f"use {' or '.join(POOLS)}")
+    return log_VKC.amax(1).exp() if pool == "max" else (log_VKC.logsumexp(1) - math.log(log_VKC.shape[1])).exp()
