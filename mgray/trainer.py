@@ -30,7 +30,7 @@ from mgray.data.manifest import MANIFEST, VERSION, Manifest
 from mgray.data.shard import ShardSet
 from mgray.display import TrainDisplay
 from mgray.driver import start_driver
-from mgray.errors import ConfigError, DataError, MgrayError, TrainingError
+from mgray.errors import ConfigError, MgrayError, TrainingError
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
 from mgray.report.records import read_run
@@ -287,38 +287,3 @@ def _result(folder: Path) -> TrainResult:
         )
     last = records.evals[-1]
     return TrainResult(folder=folder, steps=last.step, train_s=last.train_s, top1=last.top1)
-
-
-def evaluate_run(path: str, *, data: str | None = None) -> dict[str, Any]:
-    """Validate a run's newest checkpoint, or the one given, in this process.
-
-    Raises:
-        CheckpointError: `path` holds no whole checkpoint.
-        DataError: the shards are not there, or have other classes.
-    """
-    from mgray.train.checkpoint import newest_checkpoint, read_meta, read_tensors
-
-    folder = newest_checkpoint(Path(path).expanduser())
-    meta = read_meta(folder)
-    run = Run.from_json(meta.run)
-    stored = folder.parent / "data.json"
-    where = data or (json.loads(stored.read_text())["shards"] if stored.is_file() else run.data.path)
-    shards = ShardSet.open(where)
-    if shards.classes != meta.classes:
-        raise DataError("data", where, f"has other classes than the checkpoint ({len(shards.classes)}, {len(meta.classes)})", "give the shards it was trained on, or ones with its classes")  # fmt: skip
-    import torch
-
-    from mgray.model import build_model
-    from mgray.train.evaluate import evaluate, validation_source
-    from mgray.train.session import LocalSession
-    from mgray.train.step import Worker
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    session = LocalSession(folder.parent, run.feed, device=device)
-    model = build_model(run.model, len(meta.classes))
-    if run.train.precision == "float64":
-        model = model.double()
-    read_tensors(folder, model)
-    worker = Worker(session.prepare(model), session, run.data, run.train)
-    scores = evaluate(worker, session, validation_source(run, shards))
-    return {"checkpoint": str(folder), "step": meta.step, "data": where, **scores}
