@@ -45,6 +45,7 @@ def check_input(run: Run) -> None:
     if "://" in run.storage:
         raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
     _check_storage(run)
+    _check_init(run)
     Plan.compile(run.plan, 1)
     if not run.data.path:
         raise ConfigError(
@@ -67,6 +68,18 @@ def _check_storage(run: Run) -> None:
             "storage", run.storage, f"cannot be used, since {nearest} is no folder that can be written to",
             "give another --storage, or another --name",
         )  # fmt: skip
+
+
+def _check_init(run: Run) -> None:
+    if run.model.init and starts_afresh(run) and not Path(run.model.init).expanduser().exists():
+        raise ConfigError(
+            "model.init", run.model.init, "is not there", "name a file from mgray convert, or a run's folder or checkpoint"
+        )  # fmt: skip
+
+
+def starts_afresh(run: Run) -> bool:
+    """Whether a run has no checkpoint to go on from."""
+    return not any(run_folder(run).glob("*/meta.json"))
 
 
 def check_name(run: Run) -> None:

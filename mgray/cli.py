@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mgray.config import Run
+from mgray.config import ModelSection, Run
 from mgray.errors import ConfigError, MgrayError, VideoError
 from mgray.plan import Plan, PlanSpec, PlanTable
 from mgray.pyslowfast import read_plan_spec
@@ -156,6 +156,16 @@ class PredictArguments:
     """From the beginning of a clip to that of the next; 0 sets them end to end."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print JSON instead of lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArguments:
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")] = ""
+    """A PySlowFast checkpoint (.pyth), a 2D ResNet of torchvision (needs --model), or weights of ours: a file or a run's folder."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
+    """File to write: weights for --model.init, or from weights of ours a PySlowFast checkpoint."""
+    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """The network that a 2D ResNet is inflated to: slow, i3d or i3d_nln; what PySlowFast trained is recognised without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,6 +464,29 @@ def _predict(arguments: Sequence[str]) -> None:
         raise SystemExit(EXIT_BAD_INPUT)
 
 
+def _convert(arguments: Sequence[str]) -> None:
+    """Turn weights of PySlowFast or a 2D ResNet into ours for --model.init, or ours into PySlowFast's."""
+    command = _parse(ConvertArguments, arguments, "convert")
+    _demand("IN", command.source, "mgray convert IN OUT")
+    _demand("OUT", command.out, "mgray convert IN OUT")
+    from mgray.train.initial import convert
+
+    weights = convert(command.source, command.out, name=command.model)
+    plain = dataclasses.asdict(ModelSection())
+    settings = [
+        f"--model.{key.replace('_', '-')} {value}"
+        for key, value in dataclasses.asdict(weights.section).items()
+        if key not in ("init", "dropout") and (key == "name" or value != plain[key])
+    ]
+    millions = sum(value.numel() for key, value in weights.state.items() if key.endswith(("weight", "bias"))) / 1e6
+    if weights.section.name == "slowfast" and weights.section.slow_frames == "centred":
+        print(
+            "mgray: note: these weights saw centred frames in the slow pathway, PySlowFast will show them others; "
+            "--model.slow-frames spread trains for those"
+        )
+    print(f"{command.out}: {millions:.2f} M parameters, {weights.num_classes} classes; settings: {' '.join(settings)}")
+
+
 def _report(arguments: Sequence[str]) -> None:
     """Compare runs: one table, pictures and a self-contained report.html."""
     command = _parse(ReportArguments, arguments, "report")
@@ -547,6 +580,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "eval": _eval,
     "predict": _predict,
+    "convert": _convert,
     "report": _report,
     "bench": _bench,
     "demo": _demo,
@@ -558,6 +592,7 @@ USAGE = {
     "train": "NAME",
     "eval": "RUN",
     "predict": "CHECKPOINT VIDEO [VIDEO ...]",
+    "convert": "IN OUT",
     "report": "RUN [RUN ...]",
     "bench": "loop|feed|quality",
     "demo": "",
@@ -583,6 +618,11 @@ EXAMPLES = {
         "mgray eval runs/folder --workers 4 --per-class --plot confusion.png --predictions predictions.parquet",
     ),
     "predict": ("mgray predict runs/folder video.mp4", "mgray predict runs/folder videos/*.mp4 --every 0.5 --json"),
+    "convert": (
+        "mgray convert SLOWFAST_8x8_R50.pyth slowfast.pt",
+        "mgray convert resnet50.pth i3d.pt --model i3d",
+        "mgray convert runs/folder folder.pyth",
+    ),
     "report": ("mgray report runs/folder_baseline runs/folder --out report/",),
     "bench": (
         "mgray bench loop --workers 2 --rounds 9",

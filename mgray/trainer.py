@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ import ray.train.torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mgray.check import SHARDS_FOLDER, check_run, is_shards, run_folder
+from mgray.check import SHARDS_FOLDER, check_run, is_shards, run_folder, starts_afresh
 from mgray.config import Run
 from mgray.data.annotations import read_annotations
 from mgray.data.decode import DECODE_LIMIT_S
@@ -34,6 +35,7 @@ from mgray.errors import ConfigError, MgrayError, TrainingError
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
 from mgray.report.records import read_run
+from mgray.train.initial import initial_line
 from mgray.train.metrics import METRICS
 from mgray.train.session import FEED
 from mgray.train.worker import WorkConfig, work
@@ -62,6 +64,7 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
     """
     console = console or Console()
     check_run(run)
+    run = _absolute(run)
     folder = run_folder(run)
     if _finished(folder):
         console.print(
@@ -73,6 +76,8 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
         shards = open_data(run, console)
         plan = Plan.compile(run.plan, shards.num_samples("train"))
         _warn_of_upscaling(run, shards, console)
+        if run.model.init and starts_afresh(run):
+            console.print(f"{run.name}: {initial_line(run.model, len(shards.classes))}", soft_wrap=True)
         _write_records(folder, run, plan, shards)
         driver = start_driver(run.name, ScheduleState(plan.digest()))
         try:
@@ -86,6 +91,14 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
         soft_wrap=True,
     )
     return result
+
+
+def _absolute(run: Run) -> Run:
+    """A run whose workers find its initial weights wherever they work."""
+    if not run.model.init:
+        return run
+    init = os.path.abspath(os.path.expanduser(run.model.init))
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, init=init))
 
 
 @contextlib.contextmanager

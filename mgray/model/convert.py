@@ -111,7 +111,7 @@ INFLATABLE = tuple(ARCHITECTURES)
 """Models that a 2D ResNet can start."""
 
 
-def convert(source: str, out: str, *, name: str = "") -> Weights:
+def convert_file(source: str, out: str, *, name: str = "") -> Weights:
     """Turn PySlowFast's or a 2D ResNet's file into a weights file of ours, or one of ours into PySlowFast's.
 
     Args:

@@ -106,6 +106,13 @@ def read_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
         ) from None  # fmt: skip
 
 
+def read_model(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint to predict with, by name."""
+    state = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
+    weights: dict[str, torch.Tensor] = state.get("average", state["model"])
+    return weights
+
+
 def newest_checkpoint(path: Path) -> Path:
     """The checkpoint folder that `path` is, or the newest one in the run's folder that `path` is.
 

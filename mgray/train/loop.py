@@ -27,6 +27,7 @@ from mgray.plan import Plan, Step, eval_steps, sample_at
 from mgray.plan.state import ScheduleState, segments_of
 from mgray.train.checkpoint import CheckpointMeta, read_meta, read_tensors, write_checkpoint
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
+from mgray.train.initial import load_initial
 from mgray.train.metrics import MetricsWriter
 from mgray.train.session import Session
 from mgray.train.step import Worker
@@ -92,6 +93,7 @@ class Loop:
         self._train_s = 0.0
         self._saved: tuple[int, ScheduleState | None] = (0, None)
         self._done: list[_Done] = []
+        self._initial = ""
         self._load()
         self._records = MetricsWriter(folder, attempt) if session.rank == 0 else None
         self._evals = frozenset(eval_steps(self.plan, run.train.evals))
@@ -106,6 +108,8 @@ class Loop:
         """
         self.worker.module.train()
         self._event("resume" if self.step else "start", f"{self.session.world_size} workers on {self.session.device}")
+        if self._initial:
+            self._event("init", self._initial)
         self.schedule = self.session.sync(self.schedule, self._boundary())
         end = self.schedule.end_step(self.plan)
         if self.step < end:
@@ -256,6 +260,8 @@ class Loop:
     def _load(self) -> None:
         with self.session.load() as folder:
             if folder is None:
+                if self.run.model.init:
+                    self._initial = load_initial(self.worker.module, self.run.model)
                 return
             meta = read_meta(folder)
             check_checkpoint(meta, self.run, self.shards, folder)

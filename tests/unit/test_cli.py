@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mgray import cli
 from mgray.check import check_run
@@ -19,6 +20,7 @@ from mgray.config import Run
 from mgray.data.clip import Views
 from mgray.evaluation.run import Viewing
 from mgray.report.command import options
+from tests.support.pyslowfast import random_state, shapes
 from tests.support.shards import write_shards
 from tests.support.videos import write_tree
 from tests.unit.test_pyslowfast import KINETICS
@@ -56,9 +58,20 @@ def test_each_command_has_help_with_examples(command: str, capsys: pytest.Captur
 
 
 def test_the_surface_changes_on_purpose_only() -> None:
-    assert list(cli.COMMANDS) == ["plan", "ingest", "shards", "train", "eval", "predict", "report", "bench", "demo"]
+    assert list(cli.COMMANDS) == [
+        "plan",
+        "ingest",
+        "shards",
+        "train",
+        "eval",
+        "predict",
+        "convert",
+        "report",
+        "bench",
+        "demo",
+    ]
     own = {kind: [option for option in cli._options(kind, "--") if "." not in option] for kind in (
-        cli.PlanArguments, cli.IngestArguments, cli.ShardsArguments, cli.TrainArguments, cli.EvalArguments, cli.PredictArguments, cli.ReportArguments,
+        cli.PlanArguments, cli.IngestArguments, cli.ShardsArguments, cli.TrainArguments, cli.EvalArguments, cli.PredictArguments, cli.ConvertArguments, cli.ReportArguments,
         cli.BenchArguments, cli.BenchFeedArguments, cli.DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
@@ -90,6 +103,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
             "--json",
         ],
         ["--checkpoint", "--videos", "--every", "--json"],
+        ["--source", "--out", "--model"],
         ["--runs", "--out"],
         ["--workload", "--workers", "--rounds"],
         ["--data", "--spans", "--levels", "--enlarge", "--quick", "--json", "--plot", "--gop"],
@@ -244,6 +258,18 @@ def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_convert_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs, ours, back = (str(tmp_path / name) for name in ("theirs.pyth", "ours.pt", "back.pyth"))
+    torch.save({"model_state": random_state(shapes("slowfast", width=16, fusion_kernel=5, classes=3))}, theirs)
+    assert cli.main(["convert", theirs, ours]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{ours}: 2.11 M parameters, 3 classes; settings: --model.name slowfast --model.width 16")
+    assert said.rstrip().endswith("--model.fusion-kernel 5 --model.slow-frames spread")
+    assert cli.main(["convert", ours, back]) == 0
+    assert capsys.readouterr().out.startswith(f"{back}: 2.11 M")
+    assert torch.load(back, weights_only=True).keys() == {"model_state"}
+
+
 def test_report_passes_its_folders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[tuple[Any, ...]] = []
     fake = types.ModuleType("mgray.report")
@@ -340,6 +366,10 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["predict", "runs/x", "a.mp4", "--every", "-1"], "every = -1.0"),
         (["predict", "runs/x", "a.mp4", "--every", "nan"], "every = nan"),
         (["predict", "missing", "a.mp4"], "checkpoint = 'missing'"),
+        (["convert"], "IN = ''"),
+        (["convert", "in.pyth"], "OUT = ''"),
+        (["convert", "missing.pyth", "out.pt"], "weights = 'missing.pyth'"),
+        (["convert", "runs", "out.pt"], "checkpoint = 'runs'"),
         (["report"], "RUN = ''"),
         (["report", "missing"], "missing"),
     ],
@@ -383,6 +413,7 @@ HEAVY = "{'torch', 'torchvision', 'ray', 'av', 'matplotlib', 'pyarrow'}"
         ["eval", "--help"],
         ["predict", "--help"],
         ["train", "--help"],
+        ["convert", "--help"],
         ["demo", "--help"],
         ["train", "smok"],
     ],

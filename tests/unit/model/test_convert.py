@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from mgray.config import ModelSection
 from mgray.errors import CheckpointError, ConfigError
 from mgray.model import build_model
-from mgray.model.convert import PYSLOWFAST, Weights, convert, from_pyslowfast, inflate, read_weights, write_weights
+from mgray.model.convert import PYSLOWFAST, Weights, convert_file, from_pyslowfast, inflate, read_weights, write_weights
 from mgray.model.resnet3d import ResNet3d
 from tests.support import pyslowfast
 from tests.support.pyslowfast import State, random_state, shapes, with_sub_norms
@@ -113,9 +113,9 @@ def test_there_and_back(arch: str, tmp_path: Path) -> None:
     state = small(arch)
     files = [str(tmp_path / name) for name in ("theirs.pyth", "ours.pt", "back.pyth")]
     torch.save({"epoch": 1, "model_state": with_sub_norms(state), "optimizer_state": {"state": {}}}, files[0])
-    convert(files[0], files[1])
+    convert_file(files[0], files[1])
     assert read_weights(files[1]).section.name == arch
-    convert(files[1], files[2])
+    convert_file(files[1], files[2])
     back = torch.load(files[2], weights_only=True)["model_state"]
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
@@ -170,7 +170,7 @@ def test_files_that_hold_no_tensors_are_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.pyth")
     for name in ("I3D.pkl", "text.pyth", "list.pyth", "absent.pyth"):
         with pytest.raises(CheckpointError, match=r"^weights = ") as caught:
-            convert(str(tmp_path / name), str(tmp_path / "out.pt"))
+            convert_file(str(tmp_path / name), str(tmp_path / "out.pt"))
         assert "\n" not in str(caught.value)
         assert ("caffe2" in str(caught.value)) == (name != "absent.pyth")
 
@@ -179,7 +179,7 @@ def test_models_that_pyslowfast_lacks_do_not_go_back(tmp_path: Path) -> None:
     section = ModelSection(name="r3d_18")
     write_weights(Weights(section=section, state=build_model(section, 2).state_dict()), str(tmp_path / "r3d.pt"))
     with pytest.raises(CheckpointError, match="has no name in PySlowFast"):
-        convert(str(tmp_path / "r3d.pt"), str(tmp_path / "out.pyth"))
+        convert_file(str(tmp_path / "r3d.pt"), str(tmp_path / "out.pyth"))
     with pytest.raises(CheckpointError, match=r"^OUT = .*cannot be written"):
         write_weights(Weights(section=section, state={}), str(tmp_path / "absent" / "out.pt"))
 
@@ -224,6 +224,6 @@ def test_only_networks_of_one_pathway_are_inflated(tmp_path: Path) -> None:
     torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "resnet.pth")
     for name in ("", "slowfast", "r3d_18"):
         with pytest.raises(ConfigError, match="one of slow, i3d, i3d_nln"):
-            convert(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pt"), name=name)
-    convert(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pt"), name="i3d")
+            convert_file(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pt"), name=name)
+    convert_file(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pt"), name="i3d")
     assert read_weights(str(tmp_path / "out.pt")).section.depth == 10
