@@ -42,6 +42,7 @@ def check_input(run: Run) -> None:
         DataError: the data is not there, or neither whole shards nor a set of labelled videos.
     """
     check_model(run.model)
+    _check_mixing(run)
     if "://" in run.storage:
         raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
     _check_storage(run)
@@ -58,6 +59,16 @@ def check_input(run: Run) -> None:
             "feed.source", run.feed.source, f"does not go with the shards in {run.data.path}",
             "give the videos themselves as --data.path, or leave it out",
         )  # fmt: skip
+
+
+def _check_mixing(run: Run) -> None:
+    mixing = [name for name in ("mixup", "cutmix") if getattr(run.train, name)]
+    for name in ("batch", "bn_group"):
+        if mixing and getattr(run.plan, name) < 2:
+            raise ConfigError(
+                f"plan.{name}", getattr(run.plan, name), f"leaves train.{mixing[0]} no other clip of the BN group to mix with",
+                f"give 2 or more, or --train.{mixing[0]} 0",
+            )  # fmt: skip
 
 
 def _check_storage(run: Run) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mgray.errors import CheckpointError
 from mgray.plan.state import ScheduleState
+from mgray.train.average import WeightAverage
 
 FORMAT = 1
 META, TENSORS = "meta.json", "state.pt"
@@ -36,10 +37,19 @@ class CheckpointMeta:
     """Number of the attempt that wrote it; each start of the workers is one."""
 
 
-def write_checkpoint(folder: Path, meta: CheckpointMeta, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def write_checkpoint(
+    folder: Path,
+    meta: CheckpointMeta,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+) -> None:
     """Write a checkpoint into an existing folder; the description comes last, so that a cut-off one is noticed."""
     tensors = folder / TENSORS
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tensors)
+    state: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    if average is not None:
+        state["average"] = average.state
+    torch.save(state, tensors)
     content = {
         "format": FORMAT,
         "step": meta.step,
@@ -88,18 +98,27 @@ def read_meta(folder: Path) -> CheckpointMeta:
     return meta
 
 
-def read_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Load weights (and the optimizer's state) of a checkpoint in place.
+def read_tensors(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: WeightAverage | None = None,
+) -> None:
+    """Load a checkpoint in place: to go on with an optimizer and the weights' average, or else the weights to predict with.
+
+    Those are the average where the run kept one.
 
     Raises:
         CheckpointError: the weights are those of another model.
     """
     state = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["model"] if optimizer is not None else state.get("average", state["model"]))
         if optimizer is not None:
             optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
+        if average is not None:
+            average.load(state["average"])
+    except (RuntimeError, ValueError, KeyError) as error:
         problem = " ".join(str(error).split())[:200]
         raise CheckpointError(
             "checkpoint", str(folder), f"does not fit the model ({problem})", "give the --model.* settings it was trained with"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -25,6 +26,7 @@ from mgray.model.dropout import convert_dropout
 from mgray.model.norm import GroupedBatchNorm3d, defer_running_stats
 from mgray.plan import Plan, Step, eval_steps, sample_at
 from mgray.plan.state import ScheduleState, segments_of
+from mgray.train.average import WeightAverage
 from mgray.train.checkpoint import CheckpointMeta, read_meta, read_tensors, write_checkpoint
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
@@ -51,11 +53,12 @@ class _Done:
 
 
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.SGD:
-    """SGD with weight decay on everything but batch norm (as in the reference); the rate is set at each step.
+    """SGD with weight decay on everything but batch and layer norms (as in the reference); the rate is set at each step.
 
     The momentum buffer holds gradients without the rate (torch's formulation), so that it needs no correction when the rate jumps.
     """
-    norms = [p for module in model.modules() if isinstance(module, GroupedBatchNorm3d) for p in module.parameters()]
+    layers = (module for module in model.modules() if isinstance(module, GroupedBatchNorm3d | nn.LayerNorm))
+    norms = [p for layer in layers for p in layer.parameters()]
     held = {id(p) for p in norms}
     rest = [p for p in model.parameters() if id(p) not in held]
     groups = [{"params": rest, "weight_decay": section.weight_decay}, {"params": norms, "weight_decay": 0.0}]
@@ -88,6 +91,7 @@ class Loop:
             model = channels_last(model)
         self.worker = Worker(session.prepare(model), session, run.data, run.train)
         self.optimizer = build_optimizer(self.worker.module, run.train)
+        self.average = WeightAverage(self.worker.module, run.train.ema, run.plan.batch) if run.train.ema else None
         self.step = 0
         self.attempt = attempt
         self._train_s = 0.0
@@ -171,6 +175,8 @@ class Loop:
             group["lr"] = step.lr
         keys = _clip_keys(block, self.run.train.seed)
         sums = self.worker.step(block, step.shape, step.bn_groups, keys, self.optimizer)
+        if self.average is not None:
+            self.average.update(step.shape.clips, step.first_position)
         return torch.cat([sums, sums.new_tensor([0.0 if block is None else clip_checksum(block)])])
 
     def _check(self, block: Block | None, step: Step) -> None:
@@ -226,9 +232,10 @@ class Loop:
 
     def _validate(self) -> None:
         started = time.perf_counter()
-        if self.run.train.precise_bn:
-            precise_bn(self.worker, self.session, self.run, self.shards, self.step)
-        scores = evaluate(self.worker, self.session, validation_source(self.run, self.shards))
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            if self.run.train.precise_bn:
+                precise_bn(self.worker, self.session, self.run, self.shards, self.step)
+            scores = evaluate(self.worker, self.session, validation_source(self.run, self.shards))
         if self._records is not None:
             epoch = self.plan.step_at(self.step - 1).epoch
             self._records.validation(
@@ -251,7 +258,7 @@ class Loop:
         )
 
         def write(folder: Path) -> None:
-            write_checkpoint(folder, meta, self.worker.module, self.optimizer)
+            write_checkpoint(folder, meta, self.worker.module, self.optimizer, self.average)
 
         self.session.save(write, {"step": self.step})
         self._saved = (self.step, self.schedule)
@@ -265,7 +272,7 @@ class Loop:
                 return
             meta = read_meta(folder)
             check_checkpoint(meta, self.run, self.shards, folder)
-            read_tensors(folder, self.worker.module, self.optimizer)
+            read_tensors(folder, self.worker.module, self.optimizer, self.average)
         self.schedule = self.schedule.newer(meta.schedule)
         self.step = meta.step
         self._saved = (meta.step, meta.schedule)

@@ -6,6 +6,7 @@ Shape suffixes: N clips, T frames, H height, W width, C colours.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,6 +22,7 @@ from mgray.data.source import Block
 from mgray.model.dropout import set_clip_keys
 from mgray.model.norm import BnGroups, commit_running_stats, grouped_norms, set_groups
 from mgray.plan import BatchShape, Share, share_of
+from mgray.train.mix import Targets, mix_groups
 from mgray.train.session import Session, unwrapped
 
 
@@ -31,6 +32,8 @@ class MicroBatch:
 
     clips: range
     groups: BnGroups
+    before: int = 0
+    """Clips of its first group that earlier ranks hold."""
 
 
 class Worker:
@@ -95,19 +98,28 @@ class Worker:
             with self._gradients_stay_local(number < len(parts) - 1):
                 set_groups(self.module, part.groups)
                 set_clip_keys(self.module, keys_N[part.clips.start : part.clips.stop])
-                labels = torch.from_numpy(block.labels_N[part.clips.start : part.clips.stop].copy()).to(
-                    self._session.device
-                )
-                logits = self._logits(self.model, self.clips(block, part.clips))
-                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self._train.label_smoothing)
+                clips, targets = self._batch(block, part)
+                logits = self._logits(self.model, clips)
+                loss = targets.loss(logits, self._train.label_smoothing)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
                 sums[0] += loss.detach()
-                sums[1] += (logits.argmax(1) == labels).sum()
+                sums[1] += targets.num_right(logits)
         if self._train.clip_grad:
             nn.utils.clip_grad_norm_(self.module.parameters(), self._train.clip_grad)
         optimizer.step()
         self.commit()
         return sums
+
+    def _batch(self, block: Block, part: MicroBatch) -> tuple[Tensor, Targets]:
+        """The clips of a part and what their logits are compared with, mixed where the run mixes."""
+        clips = self.clips(block, part.clips)
+        labels = torch.from_numpy(block.labels_N[part.clips.start : part.clips.stop].copy()).to(self._session.device)
+        if not self._train.mixup and not self._train.cutmix:
+            return clips, Targets(labels)
+        firsts = itertools.accumulate(part.groups.sizes[:-1], initial=part.clips.start)
+        positions = [int(block.positions_N[first]) for first in firsts]
+        positions[0] -= part.before
+        return mix_groups(clips, labels, part.groups, positions, self._train)
 
     def observe(self, block: Block | None, shape: BatchShape, bn_groups: int) -> None:
         """Let a batch pass only for its batch-norm statistics."""
@@ -132,7 +144,8 @@ class Worker:
         if not share.clips:
             return []
         if sync is not None:
-            return [MicroBatch(range(len(share.clips)), BnGroups((len(share.clips),), sync))]
+            before = share.clips.start - shares[share.ranks.start].clips.start
+            return [MicroBatch(range(len(share.clips)), BnGroups((len(share.clips),), sync), before)]
         at_once = self._train.micro_groups or len(share.groups)
         parts = []
         for first in range(0, len(share.groups), at_once):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgray.check import check_run, differences, is_shards, run_folder
-from mgray.config import DataSection, FeedSection, ModelSection, Run
+from mgray.config import DataSection, FeedSection, ModelSection, Run, TrainSection
 from mgray.data.synthetic import write_motion_videos
 from mgray.errors import MgrayError
 from mgray.plan import PlanSpec
@@ -41,6 +41,9 @@ def test_each_problem_is_named(videos: Path, tmp_path: Path) -> None:
     refused(dataclasses.replace(good, model=ModelSection(depth=51)), "model.depth", "51")
     refused(dataclasses.replace(good, model=ModelSection(width=12)), "model.width", "12", "model.beta_inv = 8")
     refused(dataclasses.replace(good, plan=PlanSpec(epoch_factor=0.001)), "plan.epoch_factor", "no whole epoch")
+    for plan in (PlanSpec(bn_group=1), PlanSpec(batch=1)):
+        check_run(dataclasses.replace(good, plan=plan))
+        refused(dataclasses.replace(good, plan=plan, train=TrainSection(cutmix=1.0)), "= 1", "train.cutmix")
 
 
 def test_a_storage_that_is_no_folder(videos: Path, tmp_path: Path) -> None:

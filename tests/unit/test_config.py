@@ -58,6 +58,9 @@ def test_whole_numbers_are_floats_where_floats_are_meant() -> None:
         (TrainSection, "momentum", 0.0),
         (TrainSection, "weight_decay", float("nan")),
         (TrainSection, "label_smoothing", 1.0),
+        (TrainSection, "mixup", -0.1),
+        (TrainSection, "cutmix", float("inf")),
+        (TrainSection, "ema", 1.0),
         (TrainSection, "evals", 0),
         (TrainSection, "micro_groups", -1),
         (FeedSection, "decoders", -1),
@@ -81,5 +84,6 @@ def test_digest_ignores_what_does_not_change_the_result() -> None:
         dataclasses.replace(run, data=DataSection(flip=False)),
         dataclasses.replace(run, model=ModelSection(depth=18)),
         dataclasses.replace(run, train=TrainSection(seed=1)),
+        dataclasses.replace(run, train=TrainSection(ema=0.9)),
     ):
         assert changed.digest() != run.digest()
