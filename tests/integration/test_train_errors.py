@@ -129,9 +129,9 @@ def test_train_evaluate_and_train_again(
     assert "1 videos do not decode" in out and "broken.mp4" in out
     assert "plan.crop = 32 is larger than the short side of some videos (24 pixels)" in out
     assert "mine: top-1" in out
-    assert cli.main(["eval", str(tmp_path / "runs" / "mine")]) == 0
+    assert cli.main(["eval", str(tmp_path / "runs" / "mine"), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores["num_clips"] == 20 and 0.0 <= scores["top1"] <= 1.0
+    assert scores["num_videos"] == 20 and 0.0 <= scores["top1"] <= 1.0
     assert cli.main(arguments) == 0
     assert "trained to its end already" in capsys.readouterr().out
     refused([*arguments, "--plan.lr", "0.5"], capsys, "name = 'mine'", "plan.lr 0.05 -> 0.5")
