@@ -1,0 +1,76 @@
+"""A checkpoint is evaluated on the clips and with the figures that were asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mgray import cli
+from mgray.data.clip import Views
+from mgray.data.shard import ShardSet
+from mgray.errors import CheckpointError, ConfigError, DataError
+from mgray.evaluation.run import Viewing, evaluate_run
+from tests.support.checkpoints import write_run
+from tests.support.shards import write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("run"), train=2, val=6, classes=3, size=(48, 32))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, shards: ShardSet) -> str:
+    return str(write_run(tmp_path_factory.mktemp("runs") / "mine", shards))
+
+
+def test_an_evaluation_says_what_it_saw(run: str) -> None:
+    seen: list[tuple[int, int]] = []
+    viewing = Viewing(views=Views(clips=2, crops=3), pool="max", short_side=24)
+    result = evaluate_run(run, viewing, on_progress=lambda *at: seen.append(at))
+    assert seen == [(number, 6) for number in range(7)]
+    tree = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert (tree["views"], tree["pool"], tree["short_side"], tree["crop"], tree["frames"]) == ("2x3", "max", 24, 16, 4)
+    assert (tree["step"], tree["num_videos"], len(tree["classes"])) == (7, 6, 3)
+    assert tree["top5"] == 1.0 and 0 <= tree["top1"] <= 1 and 0 < tree["map"] <= 1
+    assert sum(row["support"] for row in tree["classes"]) == 6
+    assert result.paths == [f"{number}.mp4" for number in range(2, 8)]
+
+
+def test_a_larger_crop_takes_a_larger_short_side(run: str) -> None:
+    assert evaluate_run(run).source.short_side == 20
+    wide = evaluate_run(run, Viewing(crop=32)).source
+    assert (wide.short_side, wide.shape.height, wide.shape.width) == (32, 32, 32)
+
+
+def test_what_cannot_be_evaluated_is_refused(run: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="short_side = 8: is smaller than the crop of 16"):
+        evaluate_run(run, Viewing(short_side=8))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        evaluate_run(str(tmp_path))
+    for name in ("other", "none"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="has other classes"):
+        evaluate_run(run, data=write_shards(tmp_path / "other", train=1, val=1, classes=2).root)
+    with pytest.raises(DataError, match="holds no video to validate on"):
+        evaluate_run(run, data=write_shards(tmp_path / "none", train=1, val=0, classes=3).root)
+
+
+def test_the_command_prints_and_writes(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture, table = tmp_path / "new" / "confusion.png", tmp_path / "new" / "p.parquet"
+    options = ["--views", "2x1", "--plot", str(picture), "--predictions", str(table)]
+    assert cli.main(["eval", run, *options, "--per-class"]) == 0
+    captured = capsys.readouterr()
+    for words in ("2x1 of 4x16x16, stride 2, short side 20; mean of the scores", "top-1", "top-3", "mAP", "class2"):
+        assert words in captured.out
+    assert captured.err == "" and "\x1b[" not in captured.out
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    rows = pq.read_table(table).to_pylist()
+    assert [row["path"] for row in rows] == [f"{number}.mp4" for number in range(2, 8)]
+    assert [row["label"] for row in rows] == [f"class{number % 3}" for number in range(2, 8)]
+    assert cli.main(["eval", run, "--views", "2x1", "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["top1"] == pytest.approx(sum(row["label"] == row["predicted"] for row in rows) / 6)
