@@ -1,4 +1,4 @@
-"""Weights of other programs: PySlowFast's checkpoints to ours and back, and 2D ResNets of torchvision inflated to 3D.
+"""Weights of other programs: PySlowFast's checkpoints to ours and back, PyTorchVideo's, and 2D ResNets inflated to 3D.
 
 Names are mapped by rule, from our module to theirs; a key that is unknown or missing is an error. Batch norm is stored
 under the same names in both, but for PySlowFast's sub-batch norm, whose aggregated statistics lie one level deeper.
@@ -69,6 +69,20 @@ class Names:
         return found
 
 
+PYTORCHVIDEO = (
+    (r"blocks\.0(?:\.multipathway_blocks\.(?P<path>\d))?\.(?P<stem>conv|norm)", "s1.pathway{path}_stem.{stem}"),
+    (r"blocks\.(?P<stage>\d)\.multipathway_fusion\.(?P<lateral>conv_fast_to_slow|norm)", "s{stage}_fuse.{lateral}"),
+    (
+        r"blocks\.(?P<stage>\d)(?:\.multipathway_blocks\.(?P<path>\d))?\.res_blocks\.(?P<block>\d+)\.(?P<side>branch1_\w+)",
+        "s{stage}.pathway{path}_res{block}.{side}",
+    ),
+    (
+        r"blocks\.(?P<stage>\d)(?:\.multipathway_blocks\.(?P<path>\d))?\.res_blocks\.(?P<block>\d+)\.branch2\.(?P<layer>\w+)",
+        "s{stage}.pathway{path}_res{block}.branch2.{layer}",
+    ),
+    (r"blocks\.\d\.proj", "head.projection"),
+)
+"""PyTorchVideo's names, and PySlowFast's for them; its networks of one pathway are pathway 0."""
 OURS = ("slowfast", *ARCHITECTURES)
 """Models of ours that PySlowFast has too."""
 _PATH, _BLOCK = r"(?P<path>|slow_|fast_)", r"stages\.(?P<stage>\d)\.(?P<block>\d+)"
@@ -150,7 +164,7 @@ def read_tree(path: str) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             "weights", path, f"is no file of tensors that torch wrote ({reason})",
-            "give a .pyth checkpoint; the .pkl files of PySlowFast's model zoo are caffe2's and cannot be read",
+            "give a .pyth checkpoint; the .pkl files of PySlowFast's model zoo are caffe2's and cannot be read, PyTorchVideo's can",
         ) from None  # fmt: skip
     if not isinstance(tree, dict) or "blobs" in tree:
         raise CheckpointError(
@@ -206,7 +220,7 @@ def _write(tree: dict[str, Any], path: str) -> None:
 
 
 def from_pyslowfast(tree: Mapping[str, Any], name: str, source: str) -> Weights:
-    """Our weights of a PySlowFast checkpoint or state dict.
+    """Our weights of a checkpoint or state dict of PySlowFast, or of its successor PyTorchVideo.
 
     Args:
         name: the model, or empty to recognise it by its keys.
@@ -215,11 +229,34 @@ def from_pyslowfast(tree: Mapping[str, Any], name: str, source: str) -> Weights:
     Raises:
         CheckpointError: unknown or missing keys, or tensors of other shapes than the model's.
     """
-    state = plain_norms(tree.get("model_state", tree))
+    state = plain_norms(of_pytorchvideo(tree.get("model_state", tree)))
     section = recognise(state, tree.get("cfg"), source)
     if name:
         section = dataclasses.replace(section, name=name)
     return Weights(section=section, state=_adopt(PYSLOWFAST, state, section, "head.projection", source))
+
+
+def of_pytorchvideo(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """PyTorchVideo's state dict under PySlowFast's names; other keys stay as they are."""
+    # pooling counts as a block there, so that stages are numbered by their order
+    found = sorted({key.split(".")[1] for key in state if key.startswith("blocks.") and ".proj." not in key})
+    words = {
+        "stage": {block: str(number + 1) for number, block in enumerate(found)},
+        "path": {"": "0"},
+        "stem": {"conv": "conv", "norm": "bn"},
+        "lateral": {"conv_fast_to_slow": "conv_f2s", "norm": "bn"},
+        "side": {"branch1_conv": "branch1", "branch1_norm": "branch1_bn"},
+        "layer": {f"{kind}_{x}": f"{x}{end}" for x in "abc" for kind, end in (("conv", ""), ("norm", "_bn"))},
+    }
+    renamed = {}
+    for key, value in state.items():
+        module, _, leaf = key.rpartition(".")
+        for pattern, template in PYTORCHVIDEO:
+            if match := re.fullmatch(pattern, module):
+                groups = {name: words.get(name, {}).get(text, text) for name, text in match.groupdict("").items()}
+                key = f"{template.format(**groups)}.{leaf}"
+        renamed[key] = value
+    return renamed
 
 
 def plain_norms(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,43 @@ def test_same_logits(arch: str, sub: bool) -> None:
     assert want.std() > 0.1
 
 
+def pytorchvideo_names(state: State, arch: str) -> State:
+    """Its names, as in pytorchvideo/models/resnet.py, slowfast.py and net.py."""
+    stages = (
+        {"1": 0, "2": 1, "3": 3, "4": 4, "5": 5} if arch == "i3d" else {str(stage): stage - 1 for stage in range(1, 6)}
+    )
+    head = 5 if arch == "slow" else 6
+    renamed = {}
+    for key, value in state.items():
+        first, second, *rest = key.split(".")
+        block = f"blocks.{stages.get(first[1], head)}"
+        name = re.sub(r"^branch1_bn", "branch1_norm", ".".join(rest))
+        name = re.sub(r"^branch1\.", "branch1_conv.", name)
+        name = re.sub(r"^branch2\.([abc])_bn", r"branch2.norm_\1", name)
+        name = re.sub(r"^branch2\.([abc])\.", r"branch2.conv_\1.", name)
+        name = re.sub(r"^bn\.", "norm.", name)
+        path = re.match(r"pathway(\d)_(?:stem|res(\d+))", second)
+        if first == "head":
+            new = f"{block}.proj.{name}"
+        elif path is None:
+            new = f"{block}.multipathway_fusion.{'conv_fast_to_slow' if second == 'conv_f2s' else 'norm'}.{name}"
+        else:
+            blocks = f".multipathway_blocks.{path[1]}" if arch == "slowfast" else ""
+            new = f"{block}{blocks}{'' if path[2] is None else f'.res_blocks.{path[2]}'}.{name}"
+        renamed[new] = value
+    return renamed
+
+
+@pytest.mark.parametrize("arch", ["slowfast", "slow", "i3d"])
+def test_pytorchvideo_s_names_are_known_too(arch: str) -> None:
+    state = small(arch)
+    renamed = pytorchvideo_names(state, arch)
+    assert len(renamed) == len(state) and all(key.startswith("blocks.") for key in renamed)
+    want, got = from_pyslowfast(state, "", "test"), from_pyslowfast({"model_state": renamed}, "", "test")
+    assert got.section == want.section
+    assert all(torch.equal(got.state[key], value) for key, value in want.state.items())
+
+
 @pytest.mark.parametrize(("frames", "alpha", "kernel"), [(32, 8, 5), (64, 4, 7), (12, 4, 5), (8, 8, 7)])
 def test_same_frames_in_each_pathway(frames: int, alpha: int, kernel: int) -> None:
     state = small("slowfast", fusion_kernel=kernel)
@@ -148,7 +186,7 @@ def _without(state: State, *keys: str) -> State:
         (lambda s: s | {f"s2.extra{i:02}.weight": torch.zeros(2) for i in range(40)}, r"s2\.extra11\.weight and 28 more"),
         (lambda s: s | {"s3.pathway0_res1.branch2.a.weight": torch.zeros(16, 64, 3, 1, 1)}, r"spans \[\[1, 1, 1\], \[1, 3"),
         (lambda s: _without(s, "s5.pathway0_res2.branch2.a.weight"), r"stages of \(3, 4, 6, 2\) blocks"),
-        (lambda s: {"blocks.0.conv.weight": torch.zeros(1)}, r"no keys of PySlowFast's.*blocks\.0\.conv\.weight"),
+        (lambda s: {"backbone.conv.weight": torch.zeros(1)}, r"no keys of PySlowFast's.*backbone\.conv\.weight"),
     ],
     ids=["unknown", "missing", "shape", "many", "span", "depth", "other"],
 )  # fmt: skip
