@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from mgray.data.shard import ShardSet
+from mgray.train.checkpoint import newest_checkpoint, read_model
 from mgray.train.loop import Loop
 from mgray.train.session import LocalSession
 from tests.integration.test_equality import equality_run, step_lines
@@ -41,3 +43,24 @@ def test_more_ranks_than_clips(shards: str, tmp_path: Path) -> None:
     together = train_on_ranks(run, shards, tmp_path / "many", 3)
     assert [line["checksum"] for line in together] == [line["checksum"] for line in alone]
     assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=1e-12)
+
+
+def test_mixing_and_averages_do_not_depend_on_the_ranks(shards: str, tmp_path: Path) -> None:
+    """Mixup, CutMix and the average of weights: losses of all steps, and validations with the average."""
+    run = equality_run(shards, tmp_path, "one")
+    train = dataclasses.replace(
+        run.train, precision="float64", evals=2, mixup=0.8, cutmix=1.0, label_smoothing=0.1, ema=0.9
+    )
+    run = dataclasses.replace(run, train=train)
+    Loop(run, LocalSession(tmp_path / "one"), ShardSet.open(shards), tmp_path / "one", 0).train()
+    alone = step_lines(tmp_path / "one")
+    together = train_on_ranks(run, shards, tmp_path / "many", 3)
+    assert len(alone) == len(together) >= 24
+    for one, many in zip(alone, together, strict=True):
+        assert (many["checksum"], many["top1"]) == (one["checksum"], one["top1"])
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-12)
+    first, second = (read_model(newest_checkpoint(tmp_path / name)) for name in ("one", "many"))
+    live = torch.load(newest_checkpoint(tmp_path / "one") / "state.pt", weights_only=True)["model"]
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-9, atol=1e-12)
+    assert any(not torch.equal(value, live[name]) for name, value in first.items())

@@ -289,11 +289,12 @@ def test_losses_are_recorded_in_few_collectives(
     assert len(flushed) < PLAN.num_steps
 
 
-def test_batch_norm_alone_has_no_weight_decay() -> None:
-    model = convert_batchnorm(nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(4, 2)))
+def test_norms_alone_have_no_weight_decay() -> None:
+    layers = [nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(4, 2), nn.LayerNorm(2)]
+    model = convert_batchnorm(nn.Sequential(*layers))
     decayed, free = build_optimizer(model, TrainSection(weight_decay=0.01)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
-    assert [p.shape for p in free["params"]] == [(4,), (4,)]
+    assert [p.shape for p in free["params"]] == [(4,), (4,), (2,), (2,)]
     assert len(decayed["params"]) == 4
 
 
@@ -315,3 +316,40 @@ def test_momentum_needs_no_correction_when_the_rate_jumps() -> None:
         v = 0.9 * v + gradient
         p -= lr * (gradient + 0.9 * v)
         assert weight.item() == pytest.approx(p, rel=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_is_the_closed_sum_over_gradients_at_each_step_s_own_rate(nesterov: bool) -> None:
+    """p_n = p_0 - sum_k lr_k (sum_i<=k mu^(k-i) g_i [+ Nesterov's look-ahead]), whatever the rates were before.
+
+    A buffer with the rate in it (Caffe's u = mu u + lr g) comes to the same only if it is rescaled at each jump (Goyal et
+    al., arXiv 1706.02677, section 3, remark 3). Multigrid's rates jump 8-fold from one phase to the next.
+    """
+    rates, mu, decay = [0.8] * 3 + [0.4] * 3 + [0.1] * 3 + [0.8] * 3, 0.9, 0.01
+    rng = np.random.default_rng(0)
+    slopes = rng.normal(size=len(rates))
+    weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    model = nn.Module()
+    model.register_parameter("weight", weight)
+    optimizer = build_optimizer(model, TrainSection(momentum=mu, weight_decay=decay, nesterov=nesterov))
+    seen, corrected, uncorrected = [], [0.0, 1.0], [0.0, 1.0]
+    gradients: list[float] = []
+    for step, (lr, slope) in enumerate(zip(rates, slopes, strict=True)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        gradients.append(slope + decay * weight.item())
+        optimizer.zero_grad()
+        (weight * slope).sum().backward()
+        optimizer.step()
+        seen.append(weight.item())
+        jump = lr / rates[max(0, step - 1)]
+        for caffe, factor in ((corrected, jump), (uncorrected, 1.0)):
+            caffe[0] = mu * factor * caffe[0] + lr * gradients[-1]
+            caffe[1] -= lr * gradients[-1] + mu * caffe[0] if nesterov else caffe[0]
+    want = 1.0
+    for k, lr in enumerate(rates):
+        velocity = sum(mu ** (k - i) * gradients[i] for i in range(k + 1))
+        want -= lr * (gradients[k] + mu * velocity if nesterov else velocity)
+        assert seen[k] == pytest.approx(want, rel=1e-12)
+    assert corrected[1] == pytest.approx(seen[-1], rel=1e-12)
+    assert abs(uncorrected[1] - seen[-1]) > 0.1
