@@ -20,7 +20,7 @@ from mgray.data.clip import Views
 from mgray.data.feed import own_error
 from mgray.data.shard import ShardSet
 from mgray.data.source import ValSource
-from mgray.errors import ConfigError, DataError
+from mgray.errors import ConfigError, DataError, TrainingError
 from mgray.plan import ClipShape
 from mgray.train.checkpoint import CheckpointMeta, newest_checkpoint, read_meta
 from mgray.train.scores import Figures, figures_of
@@ -117,6 +117,7 @@ def evaluate_run(
         CheckpointError: `path` holds no whole checkpoint.
         ConfigError: the short side is smaller than the crop.
         DataError: the shards are not there, have other classes, or no video to validate on; or a video does not decode.
+        TrainingError: Ray gave a task up.
     """
     viewing = viewing or Viewing()
     folder = newest_checkpoint(Path(path).expanduser())
@@ -194,7 +195,11 @@ def _scored_on_ray(
             for refs in itertools.zip_longest(*streams):
                 yield from ray.get([ref for ref in refs if ref is not None])
         except ray.exceptions.RayError as error:
-            raise own_error(error) from error
+            own = own_error(error)
+            if own is not error:
+                raise own from error
+            problem = f"was given up ({' '.join(str(error).split())[-300:]})"
+            raise TrainingError("evaluation", str(folder), problem, "see the logs in Ray's session folder") from error
         finally:
             for stream in streams:
                 ray.cancel(stream)

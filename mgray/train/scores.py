@@ -84,9 +84,12 @@ def figures_of(found: VideoScores, classes: Sequence[str]) -> Figures:
     precision_C = np.where(seen_C, precision_C, np.nan)
     order = np.lexsort((precision_C, accuracy_C))  # NaN is sorted last
     right_V = scores_VC.gather(1, labels_V[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
+    total = len(found.labels_V)
     top1, top5 = (
-        float(multiclass_accuracy(scores_VC, labels_V, count, average="micro", top_k=min(k, count))) for k in (1, TOP)
-    )
+        round(total * float(multiclass_accuracy(scores_VC, labels_V, count, average="micro", top_k=min(k, count))))
+        / total
+        for k in (1, TOP)
+    )  # torchmetrics answers in float32
     return Figures(
         top1=top1,
         top5=top5,
