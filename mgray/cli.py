@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mgray.config import ModelSection, Run
+from mgray.config import DataSection, ModelSection, Run
 from mgray.errors import ConfigError, MgrayError, VideoError
 from mgray.plan import Plan, PlanSpec, PlanTable
 from mgray.pyslowfast import read_plan_spec
@@ -87,7 +87,7 @@ class IngestArguments:
     """A folder of videos (`[split/]class/clip.mp4`) or a list (CSV `path,label[,split,group]`, or `path label` lines)."""
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
     """Folder for the shards."""
-    levels: tuple[str, ...] = ("256", "180", "128")
+    levels: tuple[str, ...] = ("256", "226", "160")
     """Short sides in pixels to store videos at, falling (smaller videos stay as they are); auto reads them off --workload."""
     workload: Annotated[str, tyro.conf.arg(metavar="NAME")] = "folder"
     """The schedule that --levels auto reads."""
@@ -192,6 +192,10 @@ class BenchFeedArguments:
     """Your own videos, as for `mgray ingest`; default: generated clips of 340x256 pixels and 10 s, like those of Kinetics."""
     spans: typing.Literal["varied", "kept"] = "varied"
     """What a coarse grid covers of a video, as plan.spans: varied (paper), or kept as at the base shape."""
+    levels: tuple[int, ...] = (256, 226, 160)
+    """Short sides in pixels of the pyramid, falling."""
+    enlarge: float = 1.0
+    """How much a level coarser than the finest may be enlarged, as data.enlarge."""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Fewer videos, clips and rounds: an answer within a minute."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -208,9 +212,9 @@ class BenchQualityArguments:
     """Your own videos, as for `mgray ingest`; default: generated clips of 340x256 pixels and 10 s."""
     spans: typing.Literal["varied", "kept"] = "varied"
     """What a coarse grid covers of a video, as plan.spans: varied (paper), or kept as at the base shape."""
-    levels: tuple[int, ...] = (256, 180, 128)
+    levels: tuple[int, ...] = (256, 226, 160)
     """Short sides in pixels of the pyramid, falling."""
-    enlarge: float = 1.25
+    enlarge: float = 1.0
     """How much a level coarser than the finest may be enlarged, as data.enlarge."""
     clips: int = 12
     """Clips of each grid."""
@@ -357,7 +361,7 @@ def _levels(command: IngestArguments) -> tuple[int, ...]:
             "levels",
             " ".join(command.levels),
             "are no whole numbers",
-            "give e.g. --levels 256 180 128, or --levels auto",
+            "give e.g. --levels 256 226 160, or --levels auto",
         ) from None
 
 
@@ -521,13 +525,16 @@ def _bench_feed(arguments: Sequence[str]) -> None:
     command = _parse(BenchFeedArguments, arguments, "bench")
     if command.gop < 1:
         raise ConfigError("gop", command.gop, "must be at least 1", "give a positive whole number")
+    DataSection(levels=command.levels, enlarge=command.enlarge)  # refuses what cannot be
     from mgray.bench.feed import FeedBench, bench_feed
     from mgray.bench.feed_view import check_picture, plot_feed, print_feed
 
     if command.plot is not None:
         check_picture(command.plot)
-    make = FeedBench.quick if command.quick else FeedBench
-    result = bench_feed(make(data=command.data, spans=command.spans, gop=command.gop))
+    wanted = FeedBench(
+        data=command.data, spans=command.spans, levels=command.levels, enlarge=command.enlarge, gop=command.gop
+    )  # fmt: skip
+    result = bench_feed(wanted.quick() if command.quick else wanted)
     if command.plot is not None:
         plot_feed(result, command.plot)
     if command.json:
@@ -604,7 +611,7 @@ EXAMPLES = {
         "mgray plan --pyslowfast SLOWFAST_8x8_R50.yaml MULTIGRID.LONG_CYCLE True --data.num-samples 240436 --json",
     ),
     "ingest": (
-        "mgray ingest videos/ shards/ --levels 256 180 128",
+        "mgray ingest videos/ shards/ --levels 256 226 160",
         "mgray ingest videos/ shards/ --dry-run",
         "mgray ingest videos/ index/ --passthrough",
     ),

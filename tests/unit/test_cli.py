@@ -369,10 +369,6 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["convert"], "IN = ''"),
         (["convert", "in.pyth"], "OUT = ''"),
         (["convert", "missing.pyth", "out.pt"], "weights = 'missing.pyth'"),
-        (["convert", "runs", "out.pt"], "checkpoint = 'runs'"),
-        (["convert"], "IN = ''"),
-        (["convert", "in.pyth"], "OUT = ''"),
-        (["convert", "missing.pyth", "out.pt"], "weights = 'missing.pyth'"),
         (["convert", ".", "out.pt"], "checkpoint = '.'"),
         (["report"], "RUN = ''"),
         (["report", "missing"], "missing"),
@@ -486,4 +482,4 @@ def test_levels_may_be_read_off_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mgray.trainer.ingest_with_progress", lambda *args, **kwargs: calls.append(kwargs["levels"]))
     assert cli.main(["ingest", "v", "s", "--levels", "auto", "--workload", "demo"]) == 0
     assert cli.main(["ingest", "v", "s", "--passthrough"]) == 0
-    assert calls == [(72, 44), (0,)]
+    assert calls == [(72, 54), (0,)]
