@@ -50,5 +50,9 @@ class CheckpointError(FieldError):
     """A checkpoint is missing, cut off, or belongs to another plan or model."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not whole; an earlier one of the run may be."""
+
+
 class TrainingError(FieldError):
     """Training cannot go on (a non-finite loss, a block of another step, a lost process group)."""

@@ -87,8 +87,8 @@ class BenchSession(RaySession):
     """A Ray worker that neither resumes nor saves."""
 
     @contextmanager
-    def load(self) -> Iterator[Path | None]:
-        yield None
+    def load(self) -> Iterator[list[Path]]:
+        yield []
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
         pass

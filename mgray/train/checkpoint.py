@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgray.errors import CheckpointError
+from mgray.errors import CheckpointError, DamagedCheckpointError
 from mgray.plan.state import ScheduleState
 from mgray.train.average import WeightAverage
 
@@ -69,11 +71,12 @@ def read_meta(folder: Path) -> CheckpointMeta:
     """The description of a checkpoint.
 
     Raises:
-        CheckpointError: `folder` is no checkpoint, one of another version of mgray, or cut off.
+        DamagedCheckpointError: `folder` is no checkpoint, or a damaged one.
+        CheckpointError: it is one of another version of mgray.
     """
     path = folder / META
     if not path.is_file():
-        raise CheckpointError("checkpoint", str(folder), f"holds no {META}", "name a checkpoint folder of a run")
+        raise DamagedCheckpointError("checkpoint", str(folder), f"holds no {META}", "name a checkpoint folder of a run")
     try:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:
@@ -94,7 +97,7 @@ def read_meta(folder: Path) -> CheckpointMeta:
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from None
     if not whole:
-        raise CheckpointError("checkpoint", str(folder), "is damaged or cut off", "use an earlier checkpoint")
+        raise DamagedCheckpointError("checkpoint", str(folder), "is damaged or cut off", "use an earlier checkpoint")
     return meta
 
 
@@ -132,6 +135,21 @@ def read_model(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def newest_whole(folders: Sequence[Path]) -> tuple[Path, CheckpointMeta]:
+    """The first of some checkpoints, newest first, that is whole.
+
+    Raises:
+        CheckpointError: none is, or one is of another version of mgray.
+    """
+    for folder in folders:
+        with contextlib.suppress(DamagedCheckpointError):
+            return folder, read_meta(folder)
+    raise CheckpointError(
+        "checkpoint", str(folders[0].parent), f"holds {len(folders)} checkpoints, none of them whole",
+        "give another --name, or remove them to train anew",
+    )  # fmt: skip
+
+
 def newest_checkpoint(path: Path) -> Path:
     """The checkpoint folder that `path` is, or the newest one in the run's folder that `path` is.
 
@@ -156,7 +174,7 @@ def _step(meta: Path) -> int:
 
 
 def _damaged(meta: Path, error: Exception) -> CheckpointError:
-    return CheckpointError("checkpoint", str(meta), f"is damaged ({error})", "use an earlier checkpoint")
+    return DamagedCheckpointError("checkpoint", str(meta), f"is damaged ({error})", "use an earlier checkpoint")
 
 
 def _digest(path: Path) -> str:

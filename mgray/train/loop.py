@@ -27,7 +27,7 @@ from mgray.model.norm import GroupedBatchNorm3d, defer_running_stats
 from mgray.plan import Plan, Step, eval_steps, sample_at
 from mgray.plan.state import ScheduleState, segments_of
 from mgray.train.average import WeightAverage
-from mgray.train.checkpoint import CheckpointMeta, read_meta, read_tensors, write_checkpoint
+from mgray.train.checkpoint import CheckpointMeta, newest_whole, read_tensors, write_checkpoint
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.metrics import MetricsWriter
@@ -265,12 +265,12 @@ class Loop:
         self._event("checkpoint")
 
     def _load(self) -> None:
-        with self.session.load() as folder:
-            if folder is None:
+        with self.session.load() as folders:
+            if not folders:
                 if self.run.model.init:
                     self._initial = load_initial(self.worker.module, self.run.model)
                 return
-            meta = read_meta(folder)
+            folder, meta = newest_whole(folders)
             check_checkpoint(meta, self.run, self.shards, folder)
             read_tensors(folder, self.worker.module, self.optimizer, self.average)
         self.schedule = self.schedule.newer(meta.schedule)

@@ -57,8 +57,8 @@ class Session(Protocol):
     def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
         """Publish how far the run is for those who watch and amend it (rank 0 only, never waits)."""
 
-    def load(self) -> AbstractContextManager[Path | None]:
-        """A context with the folder of the newest checkpoint, or None."""
+    def load(self) -> AbstractContextManager[list[Path]]:
+        """A context with the folders of the run's checkpoints, the newest first."""
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
         """Store a checkpoint that `write` puts into a folder (called on rank 0 only); every rank takes part."""
@@ -109,13 +109,18 @@ class RaySession:
         self.driver.show.remote(progress, state, next_boundary)
 
     @contextmanager
-    def load(self) -> Iterator[Path | None]:
+    def load(self) -> Iterator[list[Path]]:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
+            yield []
+            return
+        with checkpoint.as_directory() as newest:
+            folder = Path(newest)
+            # Ray names them by time; it keeps the last ones beside each other
+            older = sorted(
+                (path for path in folder.parent.glob("checkpoint_*") if path.name < folder.name), reverse=True
+            )
+            yield [folder, *older]
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
         if self.rank != 0:
@@ -157,9 +162,8 @@ class LocalSession:
         return sorted(path for path in self.folder.glob("checkpoint_*") if path.is_dir() and ".part" not in path.name)
 
     @contextmanager
-    def load(self) -> Iterator[Path | None]:
-        found = self._checkpoints()
-        yield found[-1] if found else None
+    def load(self) -> Iterator[list[Path]]:
+        yield self._checkpoints()[::-1]
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
         target = self.folder / f"checkpoint_{int(metrics['step']):09d}"

@@ -182,13 +182,30 @@ def test_a_write_that_is_cut_off_leaves_the_checkpoint_before(tmp_path: Path) ->
         (folder / "state.pt").write_bytes(b"half")
         raise OSError("disk full")
 
-    with session.load() as folder:
-        assert folder is None
+    with session.load() as folders:
+        assert folders == []
     session.save(write, {"step": 3})
     with pytest.raises(OSError, match="disk full"):
         session.save(fail, {"step": 12})
-    with session.load() as folder:
-        assert folder == tmp_path / "checkpoint_000000003"
+    with session.load() as folders:
+        assert folders == [tmp_path / "checkpoint_000000003"]
+
+
+@pytest.mark.parametrize("file", ["meta.json", "state.pt"])
+def test_a_damaged_checkpoint_is_passed_over(shards: ShardSet, finished: Path, tmp_path: Path, file: str) -> None:
+    """The run goes on from the one before it, to the same end; where none is whole it says so and keeps all."""
+    folder = tmp_path / "run"
+    Loop(RUN, Stops(folder, stop=PLAN.num_steps - 2, told_at=2), shards, folder, 0).train()
+    newest, before = sorted(folder.glob("checkpoint_*"), reverse=True)[:2]
+    content = (newest / file).read_bytes()
+    (newest / file).write_bytes(content[: len(content) // 2])
+    loop = Loop(RUN, LocalSession(folder), shards, folder, 1)
+    assert loop.step == read_meta(before).step
+    for checkpoint in folder.glob("checkpoint_*"):
+        (checkpoint / file).unlink()
+    with pytest.raises(CheckpointError, match="none of them whole"):
+        Loop(RUN, LocalSession(folder), shards, folder, 2)
+    assert len(list(folder.glob("checkpoint_*"))) == 3
 
 
 def test_another_plan_names_the_setting(shards: ShardSet, finished: Path) -> None:
