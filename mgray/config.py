@@ -139,7 +139,7 @@ class TrainSection:
     precise_bn: int = 0
     """Base-shape batches from which running statistics are re-estimated before a validation; 0 keeps the running average."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Arithmetic of forward and backward; bfloat16 is autocast, weights stay float32. float64 is for proofs of equality."""
+    """Arithmetic of forward and backward; bfloat16 is autocast on GPUs (CPUs keep to float32). float64 is for proofs of equality."""
     channels_last: bool = True
     """Lay tensors out channels last (faster on CPUs and on tensor cores)."""
     micro_groups: int = 0

@@ -74,7 +74,8 @@ class Worker:
         return moved
 
     def _logits(self, model: nn.Module, clips_NCTHW: Tensor) -> Tensor:
-        half = self._train.precision == "bfloat16"
+        # on CPUs torch 2.14 reads uninitialised memory in the gradient of temporal convolutions in bfloat16
+        half = self._train.precision == "bfloat16" and self._session.device.type != "cpu"
         with torch.autocast(self._session.device.type, torch.bfloat16, enabled=half):
             logits: Tensor = model(clips_NCTHW)
         return logits.to(self._dtype)
