@@ -414,7 +414,8 @@ def _eval(arguments: Sequence[str]) -> None:
     views = Views.parse(command.views)
     from mgray.evaluation.run import Viewing, check_output, evaluate_run
     from mgray.evaluation.view import print_evaluation, progress_bar
-    from mgray.report.confusion import check_picture, plot_confusion
+    from mgray.report.confusion import plot_confusion
+    from mgray.report.picture import check_picture
     from mgray.train.scores import confusion, write_predictions
 
     viewing = Viewing(
@@ -527,7 +528,8 @@ def _bench_feed(arguments: Sequence[str]) -> None:
         raise ConfigError("gop", command.gop, "must be at least 1", "give a positive whole number")
     DataSection(levels=command.levels, enlarge=command.enlarge)  # refuses what cannot be
     from mgray.bench.feed import FeedBench, bench_feed
-    from mgray.bench.feed_view import check_picture, plot_feed, print_feed
+    from mgray.bench.feed_view import plot_feed, print_feed
+    from mgray.report.picture import check_picture
 
     if command.plot is not None:
         check_picture(command.plot)

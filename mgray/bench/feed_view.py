@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mgray.bench.feed import FeedResult
-from mgray.errors import ConfigError
-from mgray.report.plots import INK, MARKERS, MUTED, PNG_DPI, SERIES, STYLE
-from mgray.report.schedule import FORMATS
+from mgray.report.picture import check_picture, save_picture
+from mgray.report.plots import INK, MARKERS, MUTED, SERIES, STYLE
 
 TITLES = {
     "pyav": "PyAV",
@@ -32,20 +31,6 @@ COLOURS = {
     "shards": SERIES[0],
     "copy": MUTED,
 }
-
-
-def check_picture(out: Path) -> None:
-    """Refuse a picture's name before anything is measured.
-
-    Raises:
-        ConfigError: an unknown ending, or a folder that cannot be written.
-    """
-    if out.suffix.lower() not in FORMATS:
-        raise ConfigError("plot", str(out), "is no picture's name", f"end it in {', '.join(FORMATS)}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("plot", str(out), f"cannot be written ({error.strerror})", "name another file") from None
 
 
 def print_feed(result: FeedResult, console: Console | None = None) -> None:
@@ -97,10 +82,7 @@ def plot_feed(result: FeedResult, out: Path) -> None:
     check_picture(out)
     with matplotlib.rc_context(STYLE):
         figure = _draw(result)
-        try:
-            figure.savefig(out, dpi=PNG_DPI)
-        except OSError as error:
-            raise ConfigError("plot", str(out), f"cannot be written ({error.strerror})", "name another file") from None
+        save_picture(figure, out)
 
 
 def _draw(result: FeedResult) -> Figure:

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 
-from mgray.errors import ConfigError
-from mgray.report.plots import INK, MUTED, PAPER, PNG_DPI, STYLE
-from mgray.report.schedule import FORMATS, SHADES
+from mgray.report.picture import check_picture, save_picture
+from mgray.report.plots import INK, MUTED, PAPER, STYLE
+from mgray.report.schedule import SHADES
 from mgray.report.words import percent
 
 MAX_NUMBERS = 20
@@ -27,20 +27,6 @@ LISTED, FEW_LISTED = 20, 14
 PAIR_PT, LINE_PT = 28, 12
 GAMMA = 0.4
 """A share of 1 % has to be seen beside one of 100 %."""
-
-
-def check_picture(out: Path) -> None:
-    """Refuse a picture's name before anything is computed.
-
-    Raises:
-        ConfigError: an unknown ending, or a folder that cannot be made.
-    """
-    if out.suffix.lower() not in FORMATS:
-        raise ConfigError("plot", str(out), "is no picture's name", f"end it in {', '.join(FORMATS)}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("plot", str(out), f"cannot be written ({error.strerror})", "name another file") from None
 
 
 def plot_confusion(confusion_CC: npt.NDArray[np.int64], classes: Sequence[str], out: Path) -> None:
@@ -56,10 +42,7 @@ def plot_confusion(confusion_CC: npt.NDArray[np.int64], classes: Sequence[str], 
     check_picture(out)
     with matplotlib.rc_context(STYLE):
         figure = _draw(confusion_CC, classes)
-        try:
-            figure.savefig(out, dpi=PNG_DPI)
-        except OSError as error:
-            raise ConfigError("plot", str(out), f"cannot be written ({error.strerror})", "name another file") from None
+        save_picture(figure, out)
 
 
 def _draw(confusion_CC: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:

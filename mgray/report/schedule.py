@@ -12,13 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from mgray.errors import ConfigError
 from mgray.plan import Cost, Phase, Plan, progress_at
-from mgray.report.plots import INK, MUTED, PAPER, PNG_DPI, SERIES, STYLE
+from mgray.report.picture import check_picture, save_picture
+from mgray.report.plots import INK, MUTED, PAPER, SERIES, STYLE
 
 SHADES = ("#c6dbef", "#8fbfe0", "#4a94c9", "#0f5f9a")
 """Coarse to fine."""
-FORMATS = (".png", ".svg", ".pdf")
 RATE_POINTS = 1500
 LEAST_RATE = 1e-5
 """The least learning rate shown, over the largest (a cosine ends near 0)."""
@@ -35,15 +34,10 @@ def plot_schedule(plan: Plan, out: Path) -> None:
     Raises:
         ConfigError: an unknown ending, or a folder that cannot be written.
     """
-    if out.suffix.lower() not in FORMATS:
-        raise ConfigError("plot", str(out), "is no picture's name", f"end it in {', '.join(FORMATS)}")
+    check_picture(out)
     with matplotlib.rc_context(STYLE):
         figure = _draw(plan)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(out, dpi=PNG_DPI)
-        except OSError as error:
-            raise ConfigError("plot", str(out), f"cannot be written ({error.strerror})", "name another file") from None
+        save_picture(figure, out)
 
 
 def _draw(plan: Plan) -> Figure:
