@@ -64,6 +64,8 @@ _FORMATS = (
     "mxf", "dv", "yuv4mpegpipe",
 )  # fmt: skip
 """What FFmpeg may take a file for: never a playlist, which would open other files and addresses, and no image."""
+_LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Titles that are no text are passed over; PyAV 19 has no such option."""
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
 _DECODE_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 _GIVEN_UP = int.from_bytes(b"EXIT", "little")
@@ -557,7 +559,7 @@ def _opened(path: str, limit_s: float) -> Iterator[InputContainer]:
         if not status.st_size:
             raise _unreadable(path, "is empty")
         container = av.open(
-            f"file:{path}", "r", metadata_errors="ignore", options=_DECODE_OPTIONS, container_options=_OPEN_OPTIONS,
+            f"file:{path}", "r", **_LENIENT, options=_DECODE_OPTIONS, container_options=_OPEN_OPTIONS,
             timeout=limit_s,
         )  # fmt: skip
     except FileNotFoundError:
