@@ -347,8 +347,10 @@ def _ingest(arguments: Sequence[str]) -> None:
 
 
 def _levels(command: IngestArguments) -> tuple[int, ...]:
+    from mgray.data.manifest import SOURCE
+
     if command.passthrough:
-        return (0,)
+        return SOURCE
     if command.levels == ("auto",):
         from mgray.data.levels import levels_of
 

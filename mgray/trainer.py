@@ -25,9 +25,9 @@ from mgray.config import Run
 from mgray.data.annotations import read_annotations
 from mgray.data.decode import DECODE_LIMIT_S
 from mgray.data.feed import GridDataConfig, quiet_ray_data
-from mgray.data.ingest import LEVELS, SOURCE, IngestProgress, ingest
+from mgray.data.ingest import LEVELS, IngestProgress, ingest
 from mgray.data.levels import levels_of
-from mgray.data.manifest import MANIFEST, VERSION, Manifest
+from mgray.data.manifest import MANIFEST, SOURCE, VERSION, Manifest
 from mgray.data.shard import ShardSet
 from mgray.display import TrainDisplay
 from mgray.driver import start_driver

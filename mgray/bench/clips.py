@@ -21,7 +21,7 @@ from torch import Tensor
 from mgray.data.annotations import read_annotations
 from mgray.data.clip import VideoInfo
 from mgray.data.decode import CODEC, Ingested, encode_frames, index_packets, transcode
-from mgray.data.manifest import MANIFEST, VERSION, Broken, Level, Manifest, level_name
+from mgray.data.manifest import MANIFEST, SOURCE, VERSION, Broken, Level, Manifest, level_name
 from mgray.data.shard import (
     IndexRow,
     ShardSet,
@@ -34,7 +34,6 @@ from mgray.data.shard import (
 from mgray.data.storage import Folder
 from mgray.errors import DataError, VideoError
 
-SOURCE_LEVELS = (0,)
 FPS = 30
 SECONDS = 10
 WIDTH, HEIGHT = 340, 256
@@ -204,7 +203,7 @@ def store_videos(
         paths=tuple(kept),
         infos=infos,
         source_bytes=sum(os.path.getsize(path) for path in kept),
-        sources=_write_set(os.path.join(folder, "source"), kept, tables, SOURCE_LEVELS),
+        sources=_write_set(os.path.join(folder, "source"), kept, tables, SOURCE),
         shards=_write_set(os.path.join(folder, "shards"), kept, pyramids, levels),
         ingest=ingest,
         broken=tuple(broken),

@@ -33,8 +33,9 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 
 from mgray.data.clip import ClipSpec, VideoInfo
+from mgray.data.manifest import SOURCE
 from mgray.data.shard import SourceProbe, StoredVideo
-from mgray.data.storage import MappedFile
+from mgray.data.storage import MappedFile, fetched
 from mgray.data.window import Planes, Window
 from mgray.errors import VideoError
 
@@ -159,6 +160,24 @@ def transcode(path: str, short_sides: Sequence[int], *, limit_s: float = DECODE_
                     encoder.add(frame)
         info, probe = source.finish()
     return Ingested(tuple(None if encoder is None else encoder.finish(info) for encoder in encoders), probe)
+
+
+def ingest_video(source: str, location: str, levels: tuple[int, ...], *, limit_s: float = DECODE_LIMIT_S) -> Ingested:
+    """A video as `levels` store it; one behind an address is fetched first.
+
+    Args:
+        source: where the list of videos was found, with the user and options of its address.
+        location: the video's own path or address.
+        levels: as for `transcode`, or `SOURCE` for a table of its packets.
+
+    Raises:
+        VideoError: as `transcode`.
+        OSError: it cannot be fetched.
+    """
+    if levels == SOURCE:
+        return index_packets(location, limit_s=limit_s)
+    with fetched(source, location) if "://" in source else contextlib.nullcontext(location) as path:
+        return transcode(path, levels, limit_s=limit_s)
 
 
 def index_packets(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Ingested:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgray.data.annotations import read_annotations
-from mgray.data.decode import index_packets, transcode
+from mgray.data.decode import ingest_video
 from mgray.data.manifest import Broken, level_name
-from mgray.data.storage import fetched
 from mgray.errors import VideoError
 
 _VIDEOS = 32
@@ -64,10 +62,7 @@ def estimate(
         tried += 1
         tried_bytes += sizes[number]
         try:
-            whole = list(levels) == [0]
-            place = fetched(source, locations[number]) if remote else contextlib.nullcontext(locations[number])
-            with place as path:
-                video = index_packets(path) if whole else transcode(path, levels, limit_s=limit_s)
+            video = ingest_video(source, locations[number], tuple(levels), limit_s=limit_s)
         except VideoError as error:
             broken.append(Broken(path=annotations.samples[number].path, reason=error.problem))
             continue

@@ -29,8 +29,8 @@ import pyarrow.fs as pafs
 import ray.data
 
 from mgray.data.annotations import Annotations, read_annotations
-from mgray.data.decode import CODEC, DECODE_LIMIT_S, Ingested, index_packets, transcode
-from mgray.data.manifest import MANIFEST, VERSION, Broken, Level, Manifest, level_name
+from mgray.data.decode import CODEC, DECODE_LIMIT_S, Ingested, ingest_video
+from mgray.data.manifest import MANIFEST, SOURCE, VERSION, Broken, Level, Manifest, level_name
 from mgray.data.shard import (
     SPLITS,
     Extent,
@@ -42,7 +42,7 @@ from mgray.data.shard import (
     write_index,
     write_shard,
 )
-from mgray.data.storage import FileSum, Folder, bare, fetched, one_line, unreadable
+from mgray.data.storage import FileSum, Folder, bare, one_line, unreadable
 from mgray.errors import DataError, VideoError
 
 _WORK = ".ingest"
@@ -54,8 +54,6 @@ _REPORT_BYTES = 4 << 20
 """A task reports after each so many bytes of source files."""
 LEVELS = (256, 226, 160)
 """Short sides that cover the Kinetics schedule's crops of 224, 158 and 112 pixels where these are cut from the same part of a picture."""
-SOURCE = (0,)
-"""The level of passed-through sources."""
 _STALE = datetime.timedelta(hours=1)
 _SHOWN = 3
 
@@ -100,12 +98,7 @@ class _Part:
         return _sha256([VERSION, self.levels, CODEC, files])
 
     def read(self, video: _SourceVideo) -> Ingested:
-        if self.levels == SOURCE:
-            return index_packets(video.location, limit_s=self.limit_s)
-        if "://" in self.source:
-            with fetched(self.source, video.location) as path:
-                return transcode(path, self.levels, limit_s=self.limit_s)
-        return transcode(video.location, self.levels, limit_s=self.limit_s)
+        return ingest_video(self.source, video.location, self.levels, limit_s=self.limit_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

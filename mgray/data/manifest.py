@@ -13,6 +13,8 @@ from mgray.errors import DataError
 FORMAT = "mgray-shards"
 VERSION = 2
 MANIFEST = "manifest.json"
+SOURCE = (0,)
+"""The levels of passed-through sources."""
 
 
 def level_name(short_side: int) -> str:
