@@ -16,6 +16,16 @@ import torch
 
 from mgray import cli
 from mgray.check import check_run
+from mgray.cli.bench import BENCHES, BenchArguments, BenchFeedArguments
+from mgray.cli.convert import ConvertArguments
+from mgray.cli.demo import DemoArguments
+from mgray.cli.evaluate import EvalArguments, PredictArguments
+from mgray.cli.ingest import IngestArguments, ShardsArguments
+from mgray.cli.main import COMMANDS
+from mgray.cli.parse import option_names
+from mgray.cli.plan import PlanArguments
+from mgray.cli.report import ReportArguments
+from mgray.cli.train import TrainArguments
 from mgray.config import Run
 from mgray.data.clip import Views
 from mgray.evaluation.run import Viewing
@@ -43,22 +53,22 @@ def plan_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, 
 def test_no_arguments_teach(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     text = capsys.readouterr().out
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         assert f"  {command} " in text
         assert f"mgray {command}" in text
     assert all(name in text for name in WORKLOADS)
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(example in text for example in cli.EXAMPLES[command])
+    assert all(example in text for example in COMMANDS[command].examples)
     assert "\x1b[" not in text
 
 
 def test_the_surface_changes_on_purpose_only() -> None:
-    assert list(cli.COMMANDS) == [
+    assert list(COMMANDS) == [
         "plan",
         "ingest",
         "shards",
@@ -70,9 +80,9 @@ def test_the_surface_changes_on_purpose_only() -> None:
         "bench",
         "demo",
     ]
-    own = {kind: [option for option in cli._options(kind, "--") if "." not in option] for kind in (
-        cli.PlanArguments, cli.IngestArguments, cli.ShardsArguments, cli.TrainArguments, cli.EvalArguments, cli.PredictArguments, cli.ConvertArguments, cli.ReportArguments,
-        cli.BenchArguments, cli.BenchFeedArguments, cli.DemoArguments,
+    own = {kind: [option for option in option_names(kind, "--") if "." not in option] for kind in (
+        PlanArguments, IngestArguments, ShardsArguments, TrainArguments, EvalArguments, PredictArguments, ConvertArguments, ReportArguments,
+        BenchArguments, BenchFeedArguments, DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
         ["--overrides", "--pyslowfast", "--json", "--plot", "--step-times"],
@@ -287,10 +297,10 @@ def test_bench_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [((), {"workers": 2, "rounds": 5, "workload": "smoke"})]
 
 
-@pytest.mark.parametrize("which", cli.BENCHES)
+@pytest.mark.parametrize("which", BENCHES)
 def test_each_benchmark_has_help(which: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", which, "--help"]) == 0
-    assert all(example in capsys.readouterr().out for example in cli.EXAMPLES["bench"][:1])
+    assert all(example in capsys.readouterr().out for example in COMMANDS["bench"].examples[:1])
 
 
 @pytest.mark.parametrize(("arguments", "data"), [([], None), (["--data", "videos"], "videos")])
@@ -397,7 +407,7 @@ def test_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def interrupted(arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "plan", interrupted)
+    monkeypatch.setitem(COMMANDS, "plan", dataclasses.replace(COMMANDS["plan"], run=interrupted))
     assert cli.main(["plan"]) == 130
     assert capsys.readouterr().err == "mgray: interrupted\n"
 

@@ -1,0 +1,149 @@
+"""`mgray bench`: measurements beside what others do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from mgray.cli.parse import Command, parse, workload
+from mgray.config import DataSection
+from mgray.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchArguments:
+    workload: str = "demo"
+    """The workload whose model and shapes are measured."""
+    workers: int = 1
+    """Ray workers that train."""
+    rounds: int = 5
+    """Times that both loops are measured, in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchFeedArguments:
+    data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_CSV")] = ""
+    """Your own videos, as for `mgray ingest`; default: generated clips of 340x256 pixels and 10 s, like those of Kinetics."""
+    spans: typing.Literal["varied", "kept"] = "varied"
+    """What a coarse grid covers of a video, as plan.spans: varied (paper), or kept as at the base shape."""
+    levels: tuple[int, ...] = (256, 226, 160)
+    """Short sides in pixels of the pyramid, falling."""
+    enlarge: float = 1.0
+    """How much a level coarser than the finest may be enlarged, as data.enlarge."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fewer videos, clips and rounds: an answer within a minute."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON instead of a table."""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw the rates into this file (.png, .svg or .pdf)."""
+    gop: int = 250
+    """Frames of the longest GOP of generated clips; 250 is what x264 and ffmpeg take by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchQualityArguments:
+    data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_CSV")] = ""
+    """Your own videos, as for `mgray ingest`; default: generated clips of 340x256 pixels and 10 s."""
+    spans: typing.Literal["varied", "kept"] = "varied"
+    """What a coarse grid covers of a video, as plan.spans: varied (paper), or kept as at the base shape."""
+    levels: tuple[int, ...] = (256, 226, 160)
+    """Short sides in pixels of the pyramid, falling."""
+    enlarge: float = 1.0
+    """How much a level coarser than the finest may be enlarged, as data.enlarge."""
+    clips: int = 12
+    """Clips of each grid."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON instead of a table."""
+
+
+def _bench(arguments: Sequence[str]) -> None:
+    what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in BENCHES else ("", arguments)
+    if not what and not set(rest) & {"-h", "--help"}:
+        raise ConfigError("BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop, feed or quality")
+    BENCHES[what or "loop"](rest)
+
+
+def _bench_loop(arguments: Sequence[str]) -> None:
+    command = parse(BenchArguments, arguments, BENCH)
+    workload(command.workload)
+    for name, value in (("workers", command.workers), ("rounds", command.rounds)):
+        if value < 1:
+            raise ConfigError(name, value, "must be at least 1", "give a positive whole number")
+    from mgray.bench.loop import bench_loop
+
+    result = bench_loop(workers=command.workers, rounds=command.rounds, workload=command.workload)
+    print(json_module.dumps(result, indent=2))
+
+
+def _bench_feed(arguments: Sequence[str]) -> None:
+    command = parse(BenchFeedArguments, arguments, BENCH)
+    if command.gop < 1:
+        raise ConfigError("gop", command.gop, "must be at least 1", "give a positive whole number")
+    DataSection(levels=command.levels, enlarge=command.enlarge)  # refuses what cannot be
+    from mgray.bench.feed import FeedBench, bench_feed
+    from mgray.bench.feed_view import plot_feed, print_feed
+    from mgray.report.picture import check_picture
+
+    if command.plot is not None:
+        check_picture(command.plot)
+    wanted = FeedBench(
+        data=command.data, spans=command.spans, levels=command.levels, enlarge=command.enlarge, gop=command.gop
+    )  # fmt: skip
+    result = bench_feed(wanted.quick() if command.quick else wanted)
+    if command.plot is not None:
+        plot_feed(result, command.plot)
+    if command.json:
+        print(json_module.dumps(result.to_json(), indent=2))
+    else:
+        print_feed(result)
+
+
+def _bench_quality(arguments: Sequence[str]) -> None:
+    command = parse(BenchQualityArguments, arguments, BENCH)
+    if command.clips < 1:
+        raise ConfigError("clips", command.clips, "must be at least 1", "give a positive whole number")
+    from mgray.bench.quality import bench_quality, quality_rows
+
+    base = workload("kinetics400_slowfast_r50")
+    section = dataclasses.replace(base.data, levels=command.levels, enlarge=command.enlarge)
+    run = dataclasses.replace(base, plan=dataclasses.replace(base.plan, spans=command.spans), data=section)
+    found = bench_quality(command.data, run, clips=command.clips)
+    if command.json:
+        print(json_module.dumps([row.to_json() for row in found], indent=2))
+        return
+    from rich.table import Table
+
+    head, *rows = quality_rows(found)
+    table = Table(*head, title="PSNR in dB against the full-size source, resized as torchvision does")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+BENCHES: dict[str, Callable[[Sequence[str]], None]] = {
+    "loop": _bench_loop,
+    "feed": _bench_feed,
+    "quality": _bench_quality,
+}
+
+
+BENCH = Command(
+    name="bench",
+    arguments="loop|feed|quality",
+    summary="Measure: `mgray bench loop` sets the loop beside bare torch, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources.",
+    examples=(
+        "mgray bench loop --workers 2 --rounds 9",
+        "mgray bench feed --quick",
+        "mgray bench quality --data videos/ --levels 256 128",
+        "mgray bench feed --data videos/ --plot feed.png --json",
+    ),
+    run=_bench,
+)

@@ -1,0 +1,169 @@
+"""What all commands share: options from dataclasses, and one line where a value cannot work."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import tyro
+
+from mgray.config import Run
+from mgray.errors import ConfigError
+from workloads import WORKLOADS
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+FLAGS = ("--json", "--verbose")
+"""Options without a value, which NAME may follow."""
+PLAINER = (
+    (r"^Error parsing OPTION: ", ""),
+    (r"invalid literal for int.*", "is no whole number"),
+    (r"could not convert string to float.*", "is no number"),
+    (r"Could not find valid parse for arguments.*", "does not parse"),
+    (r"Missing value for argument 'OPTION'\. Expected (\d+) values\.", r"needs \1 value(s)"),
+    (r"invalid choice .* for argument 'OPTION'\. Expected one of \((.*?),?\)\.", r"is no choice (there are \1)"),
+)
+"""tyro's words, and ours."""
+
+Arguments = TypeVar("Arguments")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """One command: what help says of it, and what it does."""
+
+    name: str
+    arguments: str
+    """As in its usage line."""
+    summary: str
+    examples: tuple[str, ...]
+    run: Callable[[Sequence[str]], None]
+    workloads: bool = False
+    """Whether NAME may be a workload: its help lists them."""
+
+    def help_end(self) -> str:
+        """What stands below the options in its help."""
+        lines = ["examples", *(f"  {line}" for line in self.examples)]
+        return "\n".join(["", *lines, *(["", *workload_lines()] if self.workloads else ())])
+
+
+def workload_lines() -> list[str]:
+    width = max(map(len, WORKLOADS)) + 2
+    return ["workloads (NAME)", *(f"  {name:{width}}{make.__doc__}" for name, make in WORKLOADS.items())]
+
+
+def take_name(arguments: list[str]) -> str | None:
+    """Remove NAME from the arguments: the first where it is no option, else a workload's name that is no option's value."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments.pop(0)
+    for place in range(1, len(arguments)):
+        before = arguments[place - 1]
+        if arguments[place] in WORKLOADS and (not before.startswith("-") or before in FLAGS or "=" in before):
+            return arguments.pop(place)
+    return None
+
+
+def workload(name: str) -> Run:
+    if name not in WORKLOADS:
+        raise ConfigError("NAME", name, "is no workload", hint(name, WORKLOADS))
+    return WORKLOADS[name]()
+
+
+def hint(given: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(names), n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(names)}"
+
+
+def demand(name: str, value: object, usage: str) -> None:
+    if not value:
+        raise ConfigError(name, "", "is missing", f"write {usage}")
+
+
+def parse(
+    kind: type[Arguments], arguments: Sequence[str], command: Command, default: Arguments | None = None
+) -> Arguments:
+    """`arguments` as a `kind`; tyro's boxed errors become one line.
+
+    Raises:
+        ConfigError: an unknown option, or a value that does not parse.
+        SystemExit: after `--help`.
+    """
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            parsed, unknown = tyro.cli(
+                kind,
+                args=arguments,
+                prog=f"mgray {command.name} {command.arguments}".strip(),
+                description=command.summary,
+                default=kind() if default is None else default,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise _parse_error(captured.getvalue(), arguments, command.name) from None
+        print(command.help_end())
+        raise
+    if unknown:
+        raise _unknown_argument(unknown[0].partition("=")[0], kind, command.name)
+    return parsed
+
+
+def _parse_error(text: str, arguments: Sequence[str], command: str) -> ConfigError:
+    """The first section of tyro's box as an error that names option and value."""
+    lines = [line.strip(" │╭╮╰╯") for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()]
+    rules = [i for i, line in enumerate(lines) if re.fullmatch(r"[─-]{3,}|─ .*", line)]
+    first, last = (*rules, len(lines), len(lines))[:2]
+    problem = " ".join(lines[first + 1 : last])
+    match = re.search(r"--[\w.-]+", problem)
+    if match is None:
+        return ConfigError("arguments", " ".join(arguments), problem, f"see mgray {command} --help")
+    option = match[0].rstrip(".")
+    for pattern, plain in PLAINER:
+        problem = re.sub(pattern.replace("OPTION", re.escape(option)), plain, problem)
+    return ConfigError(
+        option.lstrip("-").replace("-", "_"), _given(option, arguments), problem, f"see mgray {command} --help"
+    )
+
+
+def _given(option: str, arguments: Sequence[str]) -> str:
+    """The values that were given to an option."""
+    values: list[str] = []
+    for place, token in enumerate(arguments):
+        name, _, value = token.partition("=")
+        if name.replace("_", "-") == option.replace("_", "-"):
+            after = itertools.takewhile(lambda item: not item.startswith("--"), arguments[place + 1 :])
+            values = [value] if value else list(after)
+    return " ".join(values)
+
+
+def _unknown_argument(token: str, kind: type[Any], command: str) -> ConfigError:
+    if not token.startswith("-"):
+        return ConfigError("argument", token, "is not expected here", f"see mgray {command} --help")
+    options = option_names(kind, "--")
+    name = token.lstrip("-").replace("_", "-")
+    near = [option for option in options if option.rpartition(".")[2].lstrip("-") == name]
+    near = near or difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.7)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"see mgray {command} --help"
+    return ConfigError("option", token, f"is no option of mgray {command}", hint)
+
+
+def option_names(kind: type[Any], prefix: str) -> list[str]:
+    """The options that tyro makes of a dataclass's fields."""
+    options: list[str] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        option = f"{prefix}{name.replace('_', '-')}"
+        if dataclasses.is_dataclass(hint):
+            options += option_names(typing.cast(type[Any], hint), prefix if hint is Run else f"{option}.")
+        else:
+            options.append(option)
+    return options

@@ -1,0 +1,51 @@
+"""`mgray train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from mgray.cli.parse import Command, parse, take_name, workload
+from mgray.config import Run
+from mgray.errors import ConfigError
+from workloads import WORKLOADS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show Ray's own logs here rather than in its files only."""
+
+
+def _train(arguments: Sequence[str]) -> None:
+    rest = list(arguments)
+    if (name := take_name(rest)) is not None:
+        base = workload(name)
+    elif set(rest) & {"-h", "--help"}:
+        base = Run()
+    else:
+        raise ConfigError("NAME", "", "is missing", f"write mgray train NAME, one of {', '.join(WORKLOADS)}")
+    command = parse(TrainArguments, rest, TRAIN, default=TrainArguments(run=base))
+    from mgray.check import check_run
+
+    check_run(command.run)
+    from mgray.trainer import train
+
+    train(command.run, verbose=command.verbose)
+
+
+TRAIN = Command(
+    name="train",
+    arguments="NAME",
+    summary="Train a workload; the same name again goes on where that run stopped.",
+    examples=(
+        "mgray train folder --data.path videos/",
+        "mgray train folder --data.path shards/ --scale.workers 2 --plan.epoch-factor 1.0 --name mine",
+    ),
+    workloads=True,
+    run=_train,
+)
