@@ -21,7 +21,10 @@ from mgray.plan import PlanSpec
 
 INGEST_FIELDS = ("path", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
-NEWER_FIELDS = {"model": ("init", "slow_frames", "temporal_blocks"), "train": ("ema", "mixup", "cutmix")}
+NEWER_FIELDS = {
+    "model": ("init", "slow_frames", "temporal_blocks"),
+    "train": ("ema", "mixup", "cutmix", "optimizer", "betas"),
+}
 """Fields that digests leave out at their defaults: runs from before them go on."""
 
 
@@ -116,10 +119,14 @@ class TrainSection:
 
     seed: int = 0
     """Seeds initial weights, the order of samples, crops and dropout."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer; AdamW (usual for transformers) wants a `plan.lr` some 100 times smaller and a `weight_decay` of 0.05."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = True
-    """Nesterov momentum."""
+    """Nesterov momentum of SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's moments of first and second order."""
     weight_decay: float = 1e-4
     """Weight decay; parameters of batch and layer norms have none."""
     label_smoothing: float = 0.0
@@ -163,6 +170,13 @@ class TrainSection:
             not self.nesterov or self.momentum > 0, "train.momentum", self.momentum, "does not go with Nesterov momentum",
             "raise it, or give --train.no-nesterov",
         )  # fmt: skip
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            "train.betas",
+            self.betas,
+            "are outside [0, 1)",
+            "use e.g. 0.9 0.999",
+        )
         _require(
             0 <= self.label_smoothing < 1,
             "train.label_smoothing",

@@ -17,13 +17,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgray.check import differences
-from mgray.config import Run, TrainSection
+from mgray.config import Run
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, ClipSource, TrainSource
 from mgray.errors import CheckpointError, TrainingError
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
-from mgray.model.norm import GroupedBatchNorm3d, defer_running_stats
+from mgray.model.norm import defer_running_stats
 from mgray.plan import Plan, Step, eval_steps, sample_at
 from mgray.plan.state import ScheduleState, segments_of
 from mgray.train.average import WeightAverage
@@ -31,6 +31,7 @@ from mgray.train.checkpoint import CheckpointMeta, newest_whole, read_tensors, w
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.metrics import MetricsWriter
+from mgray.train.optimizer import build_optimizer
 from mgray.train.session import Session
 from mgray.train.step import Worker
 
@@ -50,19 +51,6 @@ class _Done:
     step_s: float
     wait_s: float
     train_s: float
-
-
-def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.SGD:
-    """SGD with weight decay on everything but batch and layer norms (as in the reference); the rate is set at each step.
-
-    The momentum buffer holds gradients without the rate (torch's formulation), so that it needs no correction when the rate jumps.
-    """
-    layers = (module for module in model.modules() if isinstance(module, GroupedBatchNorm3d | nn.LayerNorm))
-    norms = [p for layer in layers for p in layer.parameters()]
-    held = {id(p) for p in norms}
-    rest = [p for p in model.parameters() if id(p) not in held]
-    groups = [{"params": rest, "weight_decay": section.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=0.0, momentum=section.momentum, nesterov=section.nesterov)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
