@@ -19,9 +19,10 @@ from typing import Any, Literal
 from mgray.errors import ConfigError
 from mgray.plan import PlanSpec
 
-INGEST_FIELDS = ("path", "max_broken", "levels")
+INGEST_FIELDS = ("path", "videos", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
 NEWER_FIELDS = {
+    "data": ("sampling",),
     "model": ("init", "slow_frames", "temporal_blocks"),
     "train": ("ema", "mixup", "cutmix", "optimizer", "betas"),
 }
@@ -38,7 +39,10 @@ class DataSection:
     """Which videos are trained on, and how a clip is cut from one."""
 
     path: str = ""
-    """Shards from `mgray ingest`, a folder of videos (`[split/]class/clip.mp4`), or a list (CSV `path,label[,split,group]`)."""
+    """Shards from `mgray ingest`, a folder of videos (`[split/]class/clip.mp4`), a list (CSV `path,label[,split,group]`), or lists of
+    Kinetics, Something-Something v2, Charades, UCF101 or HMDB51 as they are published."""
+    videos: str = ""
+    """Folder of the videos that lists name, where it is not that of the lists."""
     val_fraction: float = 0.2
     """Share of the videos held out for validation where the data names no split (whole groups, a fixed draw)."""
     max_broken: float = 0.01
@@ -49,6 +53,9 @@ class DataSection:
     """How much a level coarser than the finest may be enlarged: above 1 decodes faster and blurs; 1 reads only levels that cover a crop."""
     fps: float = 0.0
     """Frames per second that `plan.stride` counts in; 0 counts each video's own frames."""
+    sampling: Literal["stride", "segments"] = "stride"
+    """Frames of a clip: each `plan.stride` after the one before, or one of each of T equal parts of the whole video, drawn from it in
+    training and its middle one otherwise (Something-Something v2)."""
     flip: bool = True
     """Mirror half of the clips left to right (not for classes that a mirror image changes)."""
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)

@@ -34,6 +34,8 @@ class DataArguments:
     """Clips in the training set; default: those of data.path, else Kinetics-400's 240,436."""
     path: str = ""
     """Shards from `mgray ingest`, a folder of videos or a list, to count their clips."""
+    videos: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
+    """Folder of the videos that lists name, where it is not that of the lists."""
     val_fraction: float = 0.2
     """Share of the videos held out for validation where the source names no split."""
 
@@ -61,7 +63,8 @@ def _plan(arguments: Sequence[str]) -> None:
         base = PlanArguments(plan=read_plan_spec(file, settings))
     elif (name := take_name(rest)) is not None:
         run = workload(name)
-        base = PlanArguments(plan=run.plan, data=DataArguments(path=run.data.path, val_fraction=run.data.val_fraction))
+        data = DataArguments(path=run.data.path, videos=run.data.videos, val_fraction=run.data.val_fraction)
+        base = PlanArguments(plan=run.plan, data=data)
     command = parse(PlanArguments, rest, PLAN, default=base)
     if not 0 < command.data.val_fraction < 1:
         raise ConfigError("data.val_fraction", command.data.val_fraction, "is outside (0, 1)", "use e.g. 0.2")
@@ -111,7 +114,7 @@ def _num_samples(data: DataArguments) -> int:
 
     if is_shards(data.path):
         return ShardSet.open(data.path).num_samples("train")
-    samples = read_annotations(data.path, val_fraction=data.val_fraction).samples
+    samples = read_annotations(data.path, val_fraction=data.val_fraction, videos=data.videos).samples
     return sum(sample.split == "train" for sample in samples)
 
 

@@ -249,10 +249,17 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range, decoders: int) 
 
 
 def _row_of(steps: Sequence[int], blocks: Sequence[Block | None]) -> dict[str, np.ndarray]:
-    """The blocks of some steps as one row: their headers (step, version, N, T, H, W), and flat arrays of what they hold."""
+    """The blocks of some steps as one row: their headers (step, version, N, T, H, W, label columns), and flat arrays of what they hold."""
     present = [block for block in blocks if block is not None]
     headers = [
-        (step, -1, 0, 0, 0, 0) if block is None else (step, block.version, *block.clips_NTHWC.shape[:4])
+        (step, -1, 0, 0, 0, 0, 0)
+        if block is None
+        else (
+            step,
+            block.version,
+            *block.clips_NTHWC.shape[:4],
+            block.labels_N[0].size if block.labels_N.ndim > 1 else 0,
+        )
         for step, block in zip(steps, blocks, strict=True)
     ]
 
@@ -280,21 +287,23 @@ def _blocks_of(table: pa.Table) -> Iterator[Block | None]:
         return np.asarray(table.column(name).chunk(0).to_numpy(zero_copy_only=False)[0])
 
     clips, labels, samples, positions = (column(name) for name in ("clips", "labels", "samples", "positions"))
-    first_byte = first = 0
-    for step, version, count, frames, height, width in column("headers").tolist():
+    first_byte = first = first_label = 0
+    for step, version, count, frames, height, width, columns in column("headers").tolist():
         if not count:
             yield None
             continue
         end_byte, end = first_byte + count * frames * height * width * 3, first + count
+        end_label = first_label + count * max(1, columns)
+        own = labels[first_label:end_label]
         yield Block(
             index=step,
             version=version,
             clips_NTHWC=clips[first_byte:end_byte].reshape(count, frames, height, width, 3),
-            labels_N=labels[first:end],
+            labels_N=own.reshape(count, columns) if columns else own,
             samples_N=samples[first:end],
             positions_N=positions[first:end],
         )
-        first_byte, first = end_byte, end
+        first_byte, first, first_label = end_byte, end, end_label
 
 
 def own_error(error: BaseException) -> BaseException:

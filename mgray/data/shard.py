@@ -3,7 +3,7 @@
 A dataset is a folder, local or any address that pyarrow.fs knows:
 
     manifest.json       version, levels, codec, classes, counts, checksums, what was left out
-    index.arrow         one row per video: where it lies at each level, label, size, rate, probe; train before val
+    index.arrow         one row per video: where it lies at each level, label or labels, size, rate, probe; train before val
     256/00000.arrow     shards of the level whose short side is 256: one record batch per video
     128/00000.arrow     a coarser level; videos that are no larger than it are not in it
 
@@ -22,6 +22,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mgray.data.annotations import Action
 from mgray.data.clip import VideoInfo
 from mgray.data.manifest import MANIFEST, Manifest
 from mgray.data.storage import GAP_BYTES, PATIENCE, FileSum, Folder, MappedFile, RemoteFile, one_line, unreadable
@@ -68,6 +70,11 @@ _VIDEO_SCHEMA = pa.schema(
         ("sizes", pa.list_(pa.int32())),
         ("data", pa.large_binary()),
     ]
+)
+_ACTION_COLUMNS = (
+    ("labels", "label", pa.int32()),
+    ("starts_s", "start_s", pa.float64()),
+    ("ends_s", "end_s", pa.float64()),
 )
 _ALIGNMENT = 8
 """Bytes that the buffers of an Arrow IPC message are padded to."""
@@ -193,6 +200,7 @@ class IndexRow:
     split: str
     path: str
     label: int
+    """-1 in a multi-label dataset."""
     group: str
     num_frames: int
     width: int
@@ -201,6 +209,18 @@ class IndexRow:
     probe: SourceProbe
     shard: int
     extents: tuple[Extent, ...]
+    actions: tuple[Action, ...] = ()
+    """What it shows and when, in a multi-label dataset."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Actions:
+    """Those of video i are first[i] to first[i + 1]."""
+
+    first: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int32]
+    start_s: npt.NDArray[np.float64]
+    end_s: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,6 +237,8 @@ class _Index:
     """Per level, as the two below."""
     head: tuple[npt.NDArray[np.int64], ...]
     length: tuple[npt.NDArray[np.int64], ...]
+    actions: _Actions | None
+    """In a multi-label dataset."""
 
 
 def shard_name(level: str, shard: int) -> str:
@@ -247,7 +269,9 @@ def write_shard(folder: Folder, name: str, videos: Sequence[StoredVideo | None])
     return folder.write(name, content), tuple(extents)
 
 
-def write_index(folder: Folder, rows: Sequence[IndexRow], levels: Sequence[str]) -> FileSum:
+def write_index(
+    folder: Folder, rows: Sequence[IndexRow], levels: Sequence[str], *, multi_label: bool = False
+) -> FileSum:
     """Write the index of `rows`, whose training videos come before the validation videos."""
 
     def column(name: str, kind: pa.DataType, of: str = "") -> pa.Array:
@@ -272,6 +296,10 @@ def write_index(folder: Folder, rows: Sequence[IndexRow], levels: Sequence[str])
     for number, level in enumerate(levels):
         for field in ("offset", "head", "length"):
             columns[f"{field}_{level}"] = pa.array([getattr(row.extents[number], field) for row in rows], pa.int64())
+    if multi_label:
+        for name, field, kind in _ACTION_COLUMNS:
+            values = [[getattr(action, field) for action in row.actions] for row in rows]
+            columns[name] = pa.array(values, pa.list_(kind))
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -285,7 +313,9 @@ def content_digest(
     """SHA-256 of what is trained on, whatever the number of shards and wherever they lie."""
     digest = hashlib.sha256(json.dumps([list(classes), list(levels), dict(sorted(codec.items()))]).encode())
     for row in rows:
-        sample = [row.split, row.path, row.label, row.num_frames, row.width, row.height, row.fps]
+        sample: list[Any] = [row.split, row.path, row.label, row.num_frames, row.width, row.height, row.fps]
+        if row.actions:
+            sample.append([[action.label, action.start_s, action.end_s] for action in row.actions])
         digest.update(json.dumps(sample).encode())
     return digest.hexdigest()
 
@@ -339,6 +369,24 @@ class ShardSet:
     def label(self, split: str, sample: int) -> int:
         """The video's class, an index into `classes`."""
         return int(self._index.label[self._row(split, sample)])
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether videos have any number of classes each, which `shown` tells, rather than the one that `label` does."""
+        return self.manifest.multi_label
+
+    def shown(
+        self, split: str, sample: int, begin_s: float = -math.inf, end_s: float = math.inf
+    ) -> npt.NDArray[np.int64]:
+        """1 for each class that a video of a multi-label dataset shows between two times, both included; int64 [classes]."""
+        actions = self._index.actions
+        assert actions is not None, "the dataset has one class for each video"
+        row = self._row(split, sample)
+        own = slice(int(actions.first[row]), int(actions.first[row + 1]))
+        overlaps = (actions.start_s[own] <= end_s) & (actions.end_s[own] >= begin_s)
+        shown_K = np.zeros(len(self.classes), np.int64)
+        shown_K[actions.label[own][overlaps]] = 1
+        return shown_K
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
         """The classes of all videos of a split, int32 [num_samples]."""
@@ -440,6 +488,7 @@ class ShardSet:
             "path": self.root,
             "version": self.manifest.version,
             "classes": len(self.classes),
+            "multi_label": self.multi_label,
             "videos": dict(self.manifest.counts),
             "frames": int(frames.sum()),
             "seconds": round(float((frames / np.maximum(fps, 1e-9))[fps > 0].sum()), 1),
@@ -564,9 +613,20 @@ def _read_index(root: str, file: FileSum, levels: tuple[str, ...]) -> _Index:
             field: tuple(table[f"{field}_{level}"].to_numpy() for level in levels)
             for field in ("offset", "head", "length")
         }
-        return _Index(path=table["path"], group=table["group"], **numbers, **places)
+        actions = _actions_of(table) if "labels" in table.column_names else None
+        return _Index(path=table["path"], group=table["group"], **numbers, **places, actions=actions)
     except KeyError as error:
         raise _damaged(root, file, str(error)) from None
+
+
+def _actions_of(table: pa.Table) -> _Actions:
+    label, start_s, end_s = (table[name].combine_chunks() for name, _, _ in _ACTION_COLUMNS)
+    return _Actions(
+        first=label.offsets.to_numpy(),
+        label=label.values.to_numpy(),
+        start_s=start_s.values.to_numpy(),
+        end_s=end_s.values.to_numpy(),
+    )
 
 
 def _open_shard(root: str, file: FileSum) -> MappedFile | RemoteFile:

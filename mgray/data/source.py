@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mgray.data.clip import ClipSpec, Views, train_clip, view_clips
+from mgray.data.clip import ASSUMED_FPS, ClipSpec, Sampling, Views, train_clip, view_clips
 from mgray.data.decode import decode_clips
 from mgray.data.shard import ShardSet
 from mgray.errors import VideoError
@@ -21,7 +21,10 @@ from mgray.plan import ClipShape, Plan, Share, Step, sample_at, share_of
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One rank's clips of one batch: uint8 [N, T, H, W, 3] with labels, dataset indices and positions, each [N]."""
+    """One rank's clips of one batch: uint8 [N, T, H, W, 3] with labels, dataset indices and positions, each [N].
+
+    In a multi-label dataset labels are [N, K], 1 for each of the K classes that a clip shows.
+    """
 
     index: int
     version: int
@@ -61,6 +64,7 @@ class TrainSource:
     version: int = 0
     enlarge: float = 1.0
     """How much a level of the pyramid may be enlarged."""
+    sampling: Sampling = "stride"
 
     def block(self, index: int, rank: int, world_size: int) -> Block | None:
         specs = self.clips(index, rank, world_size)
@@ -78,7 +82,10 @@ class TrainSource:
         for position in step.positions[share.clips.start : share.clips.stop]:
             sample = sample_at(position, self.plan.num_samples, self.seed)
             video = self.shards.info("train", sample)
-            specs.append(train_clip(step, position, sample, video, seed=self.seed, fps=self.fps, flip=self.flip))
+            clip = train_clip(
+                step, position, sample, video, seed=self.seed, fps=self.fps, flip=self.flip, sampling=self.sampling
+            )
+            specs.append(clip)
         return tuple(specs)
 
     @staticmethod
@@ -103,6 +110,7 @@ class ValSource:
     version: int = 0
     views: Views = field(default_factory=Views)
     """Of each video; without it one centred clip."""
+    sampling: Sampling = "stride"
 
     def block(self, index: int, rank: int, world_size: int) -> Block | None:
         specs = self.clips(index, rank, world_size)
@@ -121,7 +129,7 @@ class ValSource:
             for sample in self._samples(index, rank, world_size)
             for clip in view_clips(
                 sample, self.shards.info("val", sample), self.shape, self.views,
-                stride=self.stride, short_side=self.short_side, fps=self.fps,
+                stride=self.stride, short_side=self.short_side, fps=self.fps, sampling=self.sampling,
             )
         )  # fmt: skip
 
@@ -159,7 +167,23 @@ def _decoded(
         index=index,
         version=version,
         clips_NTHWC=clips_NTHWC,
-        labels_N=np.array([shards.label(split, spec.sample) for spec in specs], np.int64),
+        labels_N=_labels(shards, split, specs),
         samples_N=np.array([spec.sample for spec in specs], np.int64),
         positions_N=np.array([spec.position for spec in specs], np.int64),
     )
+
+
+def _labels(shards: ShardSet, split: str, specs: Sequence[ClipSpec]) -> np.ndarray:
+    """The labels of clips; of those for training what they show from their first to their last frame, of others all their video's.
+
+    (PySlowFast trains and tests on Charades so.)
+    """
+    if not shards.multi_label:
+        return np.array([shards.label(split, spec.sample) for spec in specs], np.int64)
+    if split != "train":
+        return np.stack([shards.shown(split, spec.sample) for spec in specs])
+    rows = []
+    for spec in specs:
+        rate = shards.info(split, spec.sample).fps or ASSUMED_FPS
+        rows.append(shards.shown(split, spec.sample, spec.frames[0] / rate, spec.frames[-1] / rate))
+    return np.stack(rows)

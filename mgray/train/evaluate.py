@@ -28,6 +28,7 @@ def validation_source(run: Run, shards: ShardSet) -> ValSource:
         short_side=plan.jitter_min,
         fps=run.data.fps,
         batch=run.train.eval_batch,
+        sampling=run.data.sampling,
     )
 
 
@@ -69,7 +70,13 @@ def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, ste
     plan = Plan.compile(run.plan.baseline(), shards.num_samples("train"))
     draw = hashlib.sha256(f"precise-bn {run.train.seed} {steps_done}".encode()).digest()
     source = TrainSource(
-        shards, plan, int.from_bytes(draw[:8]) >> 1, run.data.fps, run.data.flip, enlarge=run.data.enlarge
+        shards,
+        plan,
+        int.from_bytes(draw[:8]) >> 1,
+        run.data.fps,
+        run.data.flip,
+        enlarge=run.data.enlarge,
+        sampling=run.data.sampling,
     )
     count = min(run.train.precise_bn, plan.num_steps)
     norms = list(grouped_norms(worker.module))

@@ -119,7 +119,14 @@ class Loop:
         """Where the clips of the steps come from."""
         data = self.run.data
         return TrainSource(
-            self.shards, self.plan, self.run.train.seed, data.fps, data.flip, self.schedule.version, data.enlarge
+            self.shards,
+            self.plan,
+            self.run.train.seed,
+            data.fps,
+            data.flip,
+            self.schedule.version,
+            data.enlarge,
+            data.sampling,
         )
 
     def _steps(self, blocks: Iterator[Block | None]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from mgray.data.annotations import Action
 from mgray.data.decode import CODEC, encode_frames, transcode
-from mgray.data.manifest import MANIFEST, VERSION, Level, Manifest
+from mgray.data.manifest import MANIFEST, MULTI_LABEL_VERSION, VERSION, Level, Manifest
 from mgray.data.shard import (
     IndexRow,
     ShardSet,
@@ -31,8 +33,13 @@ def write_shards(
     damaged: int = -1,
     levels: tuple[int, ...] = (SIDE,),
     size: tuple[int, int] = (40, SIDE),
+    actions: Sequence[Sequence[Action]] = (),
 ) -> ShardSet:
-    """Videos of 40x32 pixels, or another size, in one shard per level; the packets of training video `damaged` are noise at the finest level."""
+    """Videos of 40x32 pixels, or another size, in one shard per level; the packets of training video `damaged` are noise at the finest level.
+
+    With `actions` it is a multi-label set: video i shows `actions[i % len(actions)]`.
+    """
+    root.mkdir(parents=True, exist_ok=True)
     folder = Folder.of(str(root / "set"))
     ingested = []
     for number in range(train + val):
@@ -50,17 +57,18 @@ def write_shards(
     )
     rows = [
         IndexRow(
-            split="train" if number < train else "val", path=f"{number}.mp4", label=number % classes, group=str(number),
+            split="train" if number < train else "val", path=f"{number}.mp4", label=-1 if actions else number % classes, group=str(number),
             num_frames=video.source.num_frames, width=video.source.width, height=video.source.height,
             fps=video.source.fps, probe=ingested[number].probe, shard=0, extents=places,
+            actions=tuple(actions[number % len(actions)]) if actions else (),
         )
         for number, (video, places) in enumerate(zip(videos, zip(*extents, strict=True), strict=True))
     ]  # fmt: skip
     names = tuple(f"class{number}" for number in range(classes))
     manifest = Manifest(
-        version=VERSION, source="videos", source_digest="d", classes=names, counts={"train": train, "val": val},
+        version=MULTI_LABEL_VERSION if actions else VERSION, source="videos", source_digest="d", classes=names, counts={"train": train, "val": val},
         levels=tuple(Level(short_side=side, shards=(file,)) for side, file in zip(levels, files, strict=True)),
-        codec=CODEC, index=write_index(folder, rows, [str(side) for side in levels]),
+        codec=CODEC, index=write_index(folder, rows, [str(side) for side in levels], multi_label=bool(actions)),
         content_digest=content_digest(names, rows, [str(side) for side in levels], CODEC),
     )  # fmt: skip
     folder.write(MANIFEST, manifest.to_json().encode())

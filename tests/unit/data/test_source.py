@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from mgray.data.annotations import Action
 from mgray.data.clip import Views
 from mgray.data.decode import decode_clip
 from mgray.data.shard import ShardSet
@@ -160,3 +161,57 @@ def test_a_video_that_does_not_decode_is_named(tmp_path):
     )
     with pytest.raises(VideoError, match=r"data.path = '1.mp4': .+; verify the shards"):
         TrainSource(shards, plan, 0, fps=0.0, flip=False).block(0, 0, 1)
+
+
+def test_labels_of_a_multi_label_set_are_those_that_a_training_clip_shows_and_all_of_a_validation_video(tmp_path):
+    # at 25 frames/s; the video of 10 to 12 frames ends after 0.48 s
+    early, late = Action(label=0, start_s=0.0, end_s=0.0), Action(label=2, start_s=0.2, end_s=9.0)
+    shards = write_shards(tmp_path, classes=3, actions=[(early, late), (), (late,)])
+    spec = PlanSpec(
+        frames=3, crop=16, batch=4, stride=1, jitter_min=16, jitter_max=20, epochs=4, lr_steps=(0,), lr_factors=(1.0,)
+    )
+    source = TrainSource(shards, Plan.compile(spec, 10), SEED, fps=0.0, flip=True)
+    seen = set()
+    for step in range(source.plan.num_steps):
+        clips, block = source.clips(step, 0, 1), source.block(step, 0, 1)
+        assert block.labels_N.shape == (4, 3) and block.labels_N.dtype == np.int64
+        for clip, labels in zip(clips, block.labels_N.tolist(), strict=True):
+            rate = shards.info("train", clip.sample).fps
+            first, last = clip.frames[0] / rate, clip.frames[-1] / rate
+            actions = ((early, late), (), (late,))[clip.sample % 3]
+            expected = [0, 0, 0]
+            for action in actions:
+                if action.start_s <= last and action.end_s >= first:
+                    expected[action.label] = 1
+            assert labels == expected
+            seen.add(tuple(labels))
+    assert {(0, 0, 0), (0, 0, 1)} < seen and any(labels[0] for labels in seen)
+    val = ValSource(shards, ClipShape(3, 16, 16), stride=1, short_side=16, fps=0.0, batch=5)
+    kinds = ([1, 0, 1], [0, 0, 0], [0, 0, 1])
+    assert val.block(0, 0, 1).labels_N.tolist() == [kinds[(10 + i) % 3] for i in range(5)]
+    halves = [source.block(0, rank, 2).labels_N for rank in (0, 1)]
+    assert np.array_equal(np.concatenate(halves), source.block(0, 0, 1).labels_N)
+
+
+def test_a_multi_label_set_keeps_its_actions_and_another_digest(tmp_path):
+    action = Action(label=1, start_s=0.5, end_s=1.5)
+    shards = write_shards(tmp_path / "a", classes=2, actions=[(action,), ()])
+    assert shards.multi_label and shards.manifest.version == 3
+    assert shards.shown("train", 0).tolist() == [0, 1] and shards.shown("train", 1).tolist() == [0, 0]
+    for begin, end, shows in ((0.0, 0.49, 0), (0.0, 0.5, 1), (1.5, 2.0, 1), (1.51, 2.0, 0), (0.7, 0.8, 1)):
+        assert shards.shown("val", 0, begin, end)[1] == shows
+    moved = write_shards(tmp_path / "b", classes=2, actions=[(dataclasses.replace(action, end_s=1.6),), ()])
+    assert moved.digest() != shards.digest()
+    shards.verify()
+    plain = write_shards(tmp_path / "c", classes=2)
+    assert not plain.multi_label and plain.manifest.version == 2
+
+
+def test_segments_are_sampled_alike_on_any_number_of_ranks(tmp_path):
+    shards = write_shards(tmp_path)
+    source = TrainSource(shards, Plan.compile(SPEC, 10), SEED, fps=0.0, flip=True, sampling="segments")
+    step = source.plan.num_steps - 1  # of the base shape
+    whole = source.clips(step, 0, 1)
+    assert source.clips(step, 0, 2) + source.clips(step, 1, 2) == whole
+    assert all(clip.frames[-1] > shards.info("train", clip.sample).num_frames // 2 for clip in whole)
+    assert whole != TrainSource(shards, Plan.compile(SPEC, 10), SEED, fps=0.0, flip=True).clips(step, 0, 1)
