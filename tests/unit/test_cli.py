@@ -89,6 +89,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         [
             "--source",
             "--out",
+            "--videos",
             "--levels",
             "--workload",
             "--passthrough",
@@ -264,7 +265,10 @@ def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_module(monkeypatch, "mgray.trainer", "ingest_with_progress")
     assert cli.main(["ingest", "videos", "shards", "--levels", "180", "128"]) == 0
     assert calls == [
-        (("videos", "shards"), {"levels": (180, 128), "val_fraction": 0.2, "max_broken": 0.01, "limit_s": 600.0})
+        (
+            ("videos", "shards"),
+            {"levels": (180, 128), "val_fraction": 0.2, "videos": "", "max_broken": 0.01, "limit_s": 600.0},
+        )
     ]
 
 
