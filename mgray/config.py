@@ -17,11 +17,12 @@ from types import UnionType
 from typing import Any, Literal
 
 from mgray.errors import ConfigError
-from mgray.plan import PlanSpec
+from mgray.plan import PlanSpec, spec
 
 INGEST_FIELDS = ("path", "videos", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
 NEWER_FIELDS = {
+    "plan": spec.NEWER_FIELDS,
     "data": ("sampling",),
     "model": ("init", "slow_frames", "temporal_blocks"),
     "train": ("ema", "mixup", "cutmix", "optimizer", "betas"),
