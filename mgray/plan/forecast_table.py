@@ -13,7 +13,7 @@ from mgray.plan.table import PlanTable, slots
 def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
     """What each phase asks of the cluster; columns with one value a slot join them by slashes."""
     head = (
-        "phase", "frames", "crop", "clips/GPU", "PFLOP", "step ms", "network ms", "clips/s", "frames/s", "cores", "time",
+        "phase", "frames", "crop", "clips/GPU", "FLOP", "step ms", "network ms", "clips/s", "frames/s", "cores", "time",
         "share", "bound",
     )  # fmt: skip
     rows = tuple(
@@ -22,7 +22,7 @@ def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
             str(phase.frames),
             slots([batch.height for batch in phase.batches]),
             slots(part.clips_per_gpu),
-            f"{part.flops / 1e15:,.4g}",
+            si(part.flops),
             f"{1000 * part.seconds / phase.num_steps:,.4g}",
             f"{1000 * part.network_s / phase.num_steps:,.3g}",
             f"{part.clip_rate:,.0f}",
@@ -41,7 +41,7 @@ def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
         else f"{cluster.step.source}; {1000 * cluster.step.overhead_s:.3g} ms of a step do not shrink with its clips"
     )
     lines = [
-        f"{cluster.gpus} device(s): {duration(found.seconds)} of training, {found.flops / 1e15:,.4g} PFLOP; "
+        f"{cluster.gpus} device(s): {duration(found.seconds)} of training, {si(found.flops)}FLOP; "
         f"baseline {duration(found.baseline_seconds)}; speed-up {found.speed_up:.2f}x, bound by {found.bound}",
         f"step times: {step}",
     ]
@@ -73,7 +73,15 @@ def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, or minutes and seconds."""
+    """Hours and minutes, minutes and seconds, or seconds."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {left:02d} s"
+
+
+def si(value: float) -> str:
+    """Three digits and a prefix, e.g. 4.47 G."""
+    power = min(6, max(0, math.floor(math.log10(value) / 3))) if value >= 1 else 0
+    return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}"

@@ -70,6 +70,8 @@ def optimise(
     All train the same epochs, visit nothing coarser than the plan's coarsest frames and crop, grow from shape to shape as the
     paper's do, and give the base shape at least the plan's share of clips. Cycles in a stage do not change the time.
     """
+    if cluster.step is not None:  # no need to count operations of shapes that come to nothing
+        clip_flops = _uncounted
     own = Plan.compile(with_cycles(plan.spec), plan.num_samples)
     first = _proposal(own, cluster, clip_flops)
     batches = [batch for phase in own.phases for batch in phase.batches]
@@ -83,6 +85,10 @@ def optimise(
             found.append(_proposal(plan, cluster, clip_flops))
     found.sort(key=lambda proposal: (proposal.forecast.seconds, proposal.plan.num_steps, -proposal.finest_share))
     return first, *found[:count]
+
+
+def _uncounted(shape: ClipShape) -> float:
+    return 0.0
 
 
 def finest_share(plan: Plan) -> float:
