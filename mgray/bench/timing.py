@@ -109,7 +109,10 @@ def measure_decode(folder: Path) -> Timing:
     run: Run = records.run
     shards = ShardSet.open(json.loads((folder / "data.json").read_text())["shards"])
     plan = Plan.compile(run.plan, shards.num_samples("train"))
-    source = TrainSource(shards, plan, run.train.seed, run.data.fps, run.data.flip, 0, run.data.enlarge)
+    data = run.data
+    source = TrainSource(
+        shards, plan, run.train.seed, data.fps, data.flip, enlarge=data.enlarge, sampling=data.sampling
+    )
     steps: dict[ClipShape, list[int]] = {}
     for phase in plan.phases:
         for index in range(phase.first_step, phase.first_step + min(phase.num_steps, 8 * len(phase.batches))):
