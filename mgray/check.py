@@ -53,7 +53,7 @@ def check_input(run: Run) -> None:
             "data.path", run.data.path, "is empty", "give --data.path: a folder of videos, a list, or shards"
         )
     if not is_shards(run.data.path):
-        read_annotations(run.data.path, val_fraction=run.data.val_fraction)
+        read_annotations(run.data.path, val_fraction=run.data.val_fraction, videos=run.data.videos)
     elif not ShardSet.open(run.data.path).is_passthrough and run.feed.source == "files":
         raise ConfigError(
             "feed.source", run.feed.source, f"does not go with the shards in {run.data.path}",

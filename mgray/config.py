@@ -17,11 +17,16 @@ from types import UnionType
 from typing import Any, Literal
 
 from mgray.errors import ConfigError
-from mgray.plan import PlanSpec
+from mgray.plan import PlanSpec, spec
 
-INGEST_FIELDS = ("path", "max_broken", "levels")
+INGEST_FIELDS = ("path", "videos", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
-NEWER_FIELDS = {"model": ("init", "slow_frames", "temporal_blocks"), "train": ("ema", "mixup", "cutmix")}
+NEWER_FIELDS = {
+    "plan": spec.NEWER_FIELDS,
+    "data": ("sampling",),
+    "model": ("init", "slow_frames", "temporal_blocks"),
+    "train": ("ema", "mixup", "cutmix", "optimizer", "betas"),
+}
 """Fields that digests leave out at their defaults: runs from before them go on."""
 
 
@@ -35,7 +40,10 @@ class DataSection:
     """Which videos are trained on, and how a clip is cut from one."""
 
     path: str = ""
-    """Shards from `mgray ingest`, a folder of videos (`[split/]class/clip.mp4`), or a list (CSV `path,label[,split,group]`)."""
+    """Shards from `mgray ingest`, a folder of videos (`[split/]class/clip.mp4`), a list (CSV `path,label[,split,group]`), or lists of
+    Kinetics, Something-Something v2, Charades, UCF101 or HMDB51 as they are published."""
+    videos: str = ""
+    """Folder of the videos that lists name, where it is not that of the lists."""
     val_fraction: float = 0.2
     """Share of the videos held out for validation where the data names no split (whole groups, a fixed draw)."""
     max_broken: float = 0.01
@@ -46,6 +54,9 @@ class DataSection:
     """How much a level coarser than the finest may be enlarged: above 1 decodes faster and blurs; 1 reads only levels that cover a crop."""
     fps: float = 0.0
     """Frames per second that `plan.stride` counts in; 0 counts each video's own frames."""
+    sampling: Literal["stride", "segments"] = "stride"
+    """Frames of a clip: each `plan.stride` after the one before, or one of each of T equal parts of the whole video, drawn from it in
+    training and its middle one otherwise (Something-Something v2)."""
     flip: bool = True
     """Mirror half of the clips left to right (not for classes that a mirror image changes)."""
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
@@ -116,10 +127,14 @@ class TrainSection:
 
     seed: int = 0
     """Seeds initial weights, the order of samples, crops and dropout."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer; AdamW (usual for transformers) wants a `plan.lr` some 100 times smaller and a `weight_decay` of 0.05."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = True
-    """Nesterov momentum."""
+    """Nesterov momentum of SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's moments of first and second order."""
     weight_decay: float = 1e-4
     """Weight decay; parameters of batch and layer norms have none."""
     label_smoothing: float = 0.0
@@ -163,6 +178,13 @@ class TrainSection:
             not self.nesterov or self.momentum > 0, "train.momentum", self.momentum, "does not go with Nesterov momentum",
             "raise it, or give --train.no-nesterov",
         )  # fmt: skip
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            "train.betas",
+            self.betas,
+            "are outside [0, 1)",
+            "use e.g. 0.9 0.999",
+        )
         _require(
             0 <= self.label_smoothing < 1,
             "train.label_smoothing",

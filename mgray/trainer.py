@@ -144,7 +144,8 @@ def open_data(run: Run, console: Console) -> ShardSet:
     if not is_shards(path):
         source = str(Path(path).expanduser().absolute())
         levels = SOURCE if run.feed.source == "files" else run.data.levels or levels_of(run.plan, run.data.enlarge)
-        key = json.dumps([VERSION, source, levels, run.data.val_fraction])
+        videos = str(Path(run.data.videos).expanduser().absolute()) if run.data.videos else ""
+        key = json.dumps([VERSION, source, levels, run.data.val_fraction, *([videos] if videos else [])])
         name = f"{Path(source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         path = str(run_folder(run).parent / SHARDS_FOLDER / name)
         ingest_with_progress(
@@ -152,6 +153,7 @@ def open_data(run: Run, console: Console) -> ShardSet:
             path,
             levels=levels,
             val_fraction=run.data.val_fraction,
+            videos=videos,
             max_broken=run.data.max_broken,
             console=console,
         )
@@ -166,6 +168,7 @@ def ingest_with_progress(
     *,
     levels: Sequence[int] = LEVELS,
     val_fraction: float = 0.2,
+    videos: str = "",
     max_broken: float = 0.01,
     limit_s: float = DECODE_LIMIT_S,
     console: Console | None = None,
@@ -176,7 +179,7 @@ def ingest_with_progress(
         DataError: the source cannot be used, or too many of its videos are broken.
     """
     console = console or Console()
-    read_annotations(source, val_fraction=val_fraction)
+    read_annotations(source, val_fraction=val_fraction, videos=videos)
     with ray_running(Run()), Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("ingest", total=None)
 
@@ -184,7 +187,8 @@ def ingest_with_progress(
             bar.update(task, completed=progress.done, total=progress.total)
 
         manifest = ingest(
-            source, out, levels=levels, val_fraction=val_fraction, max_broken=max_broken, limit_s=limit_s, on_progress=show
+            source, out, levels=levels, val_fraction=val_fraction, videos=videos, max_broken=max_broken, limit_s=limit_s,
+            on_progress=show,
         )  # fmt: skip
     if manifest.broken:
         first = manifest.broken[0]
@@ -217,7 +221,6 @@ def _write_records(folder: Path, run: Run, plan: Plan, shards: ShardSet) -> None
         "num_val": shards.num_samples("val"),
         "digest": shards.digest(),
         "shards": shards.root,
-        "broken": [(item.path, item.reason) for item in shards.manifest.broken],
     }
     for name, content in (("plan", plan.to_json()), ("data", data), ("run", run.to_json())):
         part = folder / f".{name}.json.part"

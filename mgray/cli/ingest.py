@@ -17,9 +17,12 @@ from mgray.errors import ConfigError
 @dataclass(frozen=True, kw_only=True)
 class IngestArguments:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
-    """A folder of videos (`[split/]class/clip.mp4`) or a list (CSV `path,label[,split,group]`, or `path label` lines)."""
+    """A folder of videos (`[split/]class/clip.mp4`), a list (CSV `path,label[,split,group]`, or `path label` lines), or the lists of
+    Kinetics, Something-Something v2, Charades, UCF101 or HMDB51 as they are published."""
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
     """Folder for the shards."""
+    videos: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
+    """Folder of the videos that lists name, where it is not that of the lists."""
     levels: tuple[str, ...] = ("256", "226", "160")
     """Short sides in pixels to store videos at, falling (smaller videos stay as they are); auto reads them off --workload."""
     workload: Annotated[str, tyro.conf.arg(metavar="NAME")] = "folder"
@@ -57,7 +60,9 @@ def _ingest(arguments: Sequence[str]) -> None:
         from mgray.data.estimate import estimate
         from mgray.display import print_estimate
 
-        found = estimate(command.source, levels, val_fraction=command.val_fraction, limit_s=command.limit_s)
+        found = estimate(
+            command.source, levels, val_fraction=command.val_fraction, videos=command.videos, limit_s=command.limit_s
+        )
         print_estimate(found, os.cpu_count() or 1)
         return
     from mgray.trainer import ingest_with_progress
@@ -67,6 +72,7 @@ def _ingest(arguments: Sequence[str]) -> None:
         command.out,
         levels=levels,
         val_fraction=command.val_fraction,
+        videos=command.videos,
         max_broken=command.max_broken,
         limit_s=command.limit_s,
     )
@@ -121,6 +127,7 @@ INGEST = Command(
     examples=(
         "mgray ingest videos/ shards/ --levels 256 226 160",
         "mgray ingest videos/ shards/ --dry-run",
+        "mgray ingest kinetics400/annotations/ shards/ --videos kinetics400/",
         "mgray ingest videos/ index/ --passthrough",
     ),
     run=_ingest,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json as json_module
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from mgray.cli.parse import Command, parse, take_name, workload
+from mgray.config import ModelSection
 from mgray.errors import ConfigError
-from mgray.plan import Plan, PlanSpec, PlanTable
+from mgray.model import check_model
+from mgray.plan import ClipShape, Cluster, Network, Plan, PlanSpec, PlanTable, Proposal, forecast, optimise
+from mgray.plan.forecast_table import duration, forecast_table
 from mgray.pyslowfast import read_plan_spec
 
 KINETICS_CLIPS = 240_436
+CLASSES = 400
+"""Of the classifier whose parameters the network moves; they hardly count."""
 PIPE_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
 PYSLOWFAST_KEY = r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*"
@@ -34,6 +40,8 @@ class DataArguments:
     """Clips in the training set; default: those of data.path, else Kinetics-400's 240,436."""
     path: str = ""
     """Shards from `mgray ingest`, a folder of videos or a list, to count their clips."""
+    videos: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
+    """Folder of the videos that lists name, where it is not that of the lists."""
     val_fraction: float = 0.2
     """Share of the videos held out for validation where the source names no split."""
 
@@ -48,8 +56,25 @@ class PlanArguments:
     """Print JSON instead of a table."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Draw the schedule into this file (.png, .svg or .pdf)."""
-    step_times: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """JSON with measured seconds of a step by global batch, e.g. {"64x32x224x224": 0.95}: predicts wall-clock time."""
+    gpus: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
+    """Devices to predict for, one worker on each: time, decoding, cores and network of each phase. 0: those of --step-times, else no prediction."""
+    step_times: Annotated[str, tyro.conf.arg(metavar="FILE_OR_RUN")] = ""
+    """Measured times: a run's folder, JSON of `mgray bench step`, or {"64x32x224x224": 0.95} (seconds of a step by global batch)."""
+    decode_rate: Annotated[str, tyro.conf.arg(metavar="RATE_OR_FILE_OR_RUN")] = ""
+    """Clips a second that a core decodes: a number, JSON by shape or of `mgray bench feed`, or a run whose shards are measured now."""
+    cores: float = 0.0
+    """CPU cores of the cluster; 0 is as many as decoding needs."""
+    device_cores: float | None = None
+    """Cores that a device keeps busy itself; default: those of a worker of the run of --step-times, if it trained on CPUs, else 0."""
+    tflops: float = 40.0
+    """TFLOP/s that a device is taken to do where there are no --step-times."""
+    network_gbit: float = 100.0
+    """Gbit/s that each device can send to others."""
+    latency_us: float = 20.0
+    """Microseconds of a message from one device to another."""
+    optimise: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Propose the cycle factors that are fastest there (accuracy is not predicted)."""
+    model: ModelSection = field(default_factory=ModelSection)
     data: DataArguments = field(default_factory=DataArguments)
     plan: PlanSpec = field(default_factory=PlanSpec)
 
@@ -61,7 +86,8 @@ def _plan(arguments: Sequence[str]) -> None:
         base = PlanArguments(plan=read_plan_spec(file, settings))
     elif (name := take_name(rest)) is not None:
         run = workload(name)
-        base = PlanArguments(plan=run.plan, data=DataArguments(path=run.data.path, val_fraction=run.data.val_fraction))
+        data = DataArguments(path=run.data.path, videos=run.data.videos, val_fraction=run.data.val_fraction)
+        base = PlanArguments(plan=run.plan, data=data, model=run.model)
     command = parse(PlanArguments, rest, PLAN, default=base)
     if not 0 < command.data.val_fraction < 1:
         raise ConfigError("data.val_fraction", command.data.val_fraction, "is outside (0, 1)", "use e.g. 0.2")
@@ -72,19 +98,67 @@ def _plan(arguments: Sequence[str]) -> None:
             "write NAME first (mgray plan NAME --json); KEY VALUE pairs (SOLVER.BASE_LR 0.2) need --pyslowfast FILE",
         )  # fmt: skip
     plan = Plan.compile(command.plan, _num_samples(command.data))
-    table = plan.table(None if command.step_times is None else _read_step_times(command.step_times))
+    cluster, clip_flops = _cluster(command)
+    found = None if cluster is None else forecast(plan, cluster, clip_flops)
+    proposals = optimise(plan, cluster, clip_flops) if command.optimise and cluster is not None else ()
     if command.plot is not None:
         from mgray.report.schedule import plot_schedule
 
         plot_schedule(plan, command.plot)
     if command.json:
-        print(json_module.dumps(plan.to_json(), indent=2))
-    else:
-        _print_table(plan, table)
-        if command.data.num_samples is None and not command.data.path:
-            print(
-                f"{KINETICS_CLIPS:,} clips are Kinetics-400's; for yours give --data.num-samples N or --data.path DIR"
-            )
+        tree = plan.to_json()
+        if found is not None:
+            tree["forecast"] = found.to_json()
+        if proposals:
+            tree["proposals"] = [proposal.to_json() for proposal in proposals]
+        print(json_module.dumps(tree, indent=2))
+        return
+    _print_table(plan, plan.table())
+    if command.data.num_samples is None and not command.data.path:
+        print(f"{KINETICS_CLIPS:,} clips are Kinetics-400's; for yours give --data.num-samples N or --data.path DIR")
+    if found is not None:
+        print()
+        _print_table(plan, forecast_table(plan.phases, found))
+    if proposals:
+        print()
+        _print_proposals(proposals)
+
+
+def _cluster(command: PlanArguments) -> tuple[Cluster | None, Callable[[ClipShape], float]]:
+    """The cluster that is described, and operations by clip shape; torch counts them."""
+    if not (command.gpus or command.step_times or command.optimise):
+        return None, lambda _: 0.0
+    for name in ("gpus", "cores", "device_cores", "latency_us"):
+        if (getattr(command, name) or 0) < 0:
+            raise ConfigError(name, getattr(command, name), "must not be negative", "give 0 or more")
+    for name in ("tflops", "network_gbit"):
+        if not getattr(command, name) > 0:
+            raise ConfigError(name, getattr(command, name), "must be positive", "give a number above 0")
+    check_model(command.model)
+    from mgray.bench.timing import read_decode_times, read_step_times
+    from mgray.model.flops import ModelCost
+
+    measured = read_step_times(command.step_times) if command.step_times else None
+    decode = read_decode_times(command.decode_rate) if command.decode_rate else None
+    cost = ModelCost(command.model, CLASSES)
+    device_cores = command.device_cores
+    if device_cores is None:
+        device_cores = 0.0 if measured is None else measured.device_cores
+    cluster = Cluster(
+        gpus=command.gpus or (1 if measured is None else measured.timing.workers),
+        cores=command.cores or math.inf,
+        device_cores=device_cores,
+        step=None if measured is None else measured.timing,
+        device_flops=command.tflops * 1e12,
+        decode=decode,
+        network=Network(
+            gradient_bytes=4.0 * cost.parameters,
+            norm_layers=cost.norm_layers,
+            bandwidth=command.network_gbit / 8 * 1e9,
+            latency_s=command.latency_us * 1e-6,
+        ),
+    )
+    return cluster, cost.clip_flops
 
 
 def _pyslowfast(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -111,26 +185,12 @@ def _num_samples(data: DataArguments) -> int:
 
     if is_shards(data.path):
         return ShardSet.open(data.path).num_samples("train")
-    samples = read_annotations(data.path, val_fraction=data.val_fraction).samples
+    samples = read_annotations(data.path, val_fraction=data.val_fraction, videos=data.videos).samples
     return sum(sample.split == "train" for sample in samples)
 
 
-def _read_step_times(path: Path) -> dict[str, float]:
-    try:
-        times = json_module.loads(path.read_text())
-        return {str(batch): float(seconds) for batch, seconds in times.items()}
-    except OSError as error:
-        raise ConfigError("step_times", str(path), f"cannot be read ({error.strerror})", "name a JSON file") from None
-    except (ValueError, TypeError, AttributeError):
-        raise ConfigError(
-            "step_times", str(path), "is no JSON of batches and seconds", 'write {"64x32x224x224": 0.95, ...}'
-        ) from None
-
-
 def _print_table(plan: Plan, table: PlanTable) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
+    console = _console()
     grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
     for name in table.head:
         grid.add_column(name, justify="right", overflow="fold")
@@ -142,13 +202,59 @@ def _print_table(plan: Plan, table: PlanTable) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
+def _print_proposals(proposals: Sequence[Proposal]) -> None:
+    """The plan's own cycles and faster ones."""
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    for name in (
+        "cycles",
+        "long cycle (frames x crop)",
+        "short cycle",
+        "steps",
+        "at full shape",
+        "time",
+        "speed-up",
+        "bound",
+    ):
+        grid.add_column(name, justify="left" if "cycle" in name else "right", overflow="fold")
+    for number, proposal in enumerate(proposals):
+        plan = proposal.plan
+        shapes = {f"{phase.frames}x{phase.crop}": None for phase in plan.phases}
+        short = " ".join(f"{factor:.2f}" for factor in plan.spec.short_factors) if plan.spec.short_cycle else "off"
+        grid.add_row(
+            f"proposal {number}" if number else "as they are",
+            " ".join(shapes),
+            short,
+            f"{plan.num_steps:,}",
+            f"{proposal.finest_share:.1%}",
+            duration(proposal.forecast.seconds),
+            f"{proposal.forecast.speed_up:.2f}x",
+            proposal.forecast.bound,
+            end_section=not number,
+        )
+    console = _console()
+    console.print(grid)
+    console.print()
+    for line in (
+        "same epochs, nothing coarser, at least as many clips at the full shape; ACCURACY IS NOT PREDICTED: train to know it",
+        f"proposal 1: {proposals[1].options}" if len(proposals) > 1 else "no other cycles keep to that",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
 PLAN = Command(
     name="plan",
     arguments="[NAME]",
-    summary="Print a schedule: shapes, batches, learning rates, steps, and the predicted speed-up.",
+    summary="Print a schedule: shapes, batches, learning rates, steps; with --gpus or --step-times what it takes on a cluster.",
     examples=(
         "mgray plan kinetics400_slowfast_r50",
         "mgray plan folder --data.path videos/ --plan.epoch-factor 1.0 --plot schedule.png",
+        "mgray plan kinetics400_slowfast_r50 --gpus 8 --decode-rate 150 --cores 128",
+        "mgray plan demo --step-times runs/demo --decode-rate runs/demo --cores 2 --optimise",
         "mgray plan --pyslowfast SLOWFAST_8x8_R50.yaml MULTIGRID.LONG_CYCLE True --data.num-samples 240436 --json",
     ),
     workloads=True,

@@ -1,9 +1,10 @@
 """Annotations: which videos there are, their labels, and on which side of the split each is.
 
-A source is a folder of videos (`root/[split/]class/clip.ext`), a list, or a folder that holds `annotations.csv`, or
-`train.csv` and `val.csv`. Lists are CSV (`path,label[,split,group]`, with or without a header, further columns ignored)
-or, as for Kinetics, `path label` separated by a space. `test`, `val`, `valid` and `validation` all mean the validation
-split, "val". Each may lie in an object store: its folder is then listed once, with all that is below it.
+A source is a folder of videos (`root/[split/]class/clip.ext`), a list, or a folder that holds `annotations.csv`, `train.csv` and
+`val.csv`, or the lists of a published dataset (mgray.data.published). Lists are CSV (`path,label[,split,group]`, with or without a
+header, further columns ignored) or, as for Kinetics, `path label` separated by a space. `test`, `val`, `valid`, `validate` and
+`validation` all mean the validation split, "val". Each may lie in an object store: its folder is then listed once, with all that is
+below it.
 """
 
 from __future__ import annotations
@@ -11,28 +12,31 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import pyarrow.fs as pafs
-
-from mgray.data.storage import Folder, unreadable
+from mgray.data.files import Files, RemoteFiles, all_files, files_of
+from mgray.data.listing import SPLIT_NAMES, VIDEO_ENDINGS, Entry, Listing, is_video, text_of
+from mgray.data.published import published
+from mgray.data.storage import unreadable
 from mgray.errors import DataError
 
 if TYPE_CHECKING:
     from _csv import Reader
 
-VIDEO_ENDINGS = (
-    ".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv",
-)  # fmt: skip
-SPLIT_NAMES: Mapping[str, str] = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val",
-}  # fmt: skip
 LIST_NAME = "annotations.csv"
 _SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Action:
+    """A class, an index into the classes, that a video shows from `start_s` to `end_s` (seconds, both included)."""
+
+    label: int
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +45,12 @@ class Sample:
 
     path: str
     label: int
+    """-1 in a multi-label source."""
     split: str
     group: str
     """Videos of one group (a speaker, a court) are never on both sides of the split."""
+    actions: tuple[Action, ...] = ()
+    """What it shows and when, in a multi-label source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +60,8 @@ class Annotations:
     root: str
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
+    multi_label: bool = False
+    """Videos have any number of classes each, for a part of the video."""
     remote_bytes: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the videos by their paths, where they lie in an object store."""
 
@@ -61,155 +70,134 @@ class Annotations:
         return os.path.join(self.root, sample.path)
 
 
-class _Files(Protocol):
-    def is_file(self, path: str) -> bool: ...
-
-    def is_folder(self, path: str) -> bool: ...
-
-    def children(self, path: str) -> tuple[list[str], list[str]]:
-        """Names of the folders and of the files in a folder, sorted."""
-
-    def read(self, path: str) -> bytes: ...
-
-
-class _LocalFiles:
-    def is_file(self, path: str) -> bool:
-        return os.path.isfile(path)
-
-    def is_folder(self, path: str) -> bool:
-        return os.path.isdir(path)
-
-    def children(self, path: str) -> tuple[list[str], list[str]]:
-        with os.scandir(path) as found:
-            items = sorted(found, key=lambda item: item.name)
-        return [item.name for item in items if item.is_dir()], [item.name for item in items if item.is_file()]
-
-    def read(self, path: str) -> bytes:
-        with open(path, "rb") as file:
-            return file.read()
-
-
-class _RemoteFiles:
-    """What lies below an address, or beside it where it is a file; paths are addresses without user and options."""
-
-    def __init__(self, address: str) -> None:
-        folder = Folder.of(address)
-        self._scheme = address.partition("://")[0] + "://"
-        self._fs = folder.fs
-        self.source = self._scheme + folder.path
-        is_list = self._fs.get_file_info(folder.path).type == pafs.FileType.File
-        base = folder.path.rpartition("/")[0] if is_list else folder.path
-        selector = pafs.FileSelector(base, allow_not_found=True, recursive=True)
-        found = self._fs.get_file_info(selector)
-        self._bytes: dict[str, int] = {info.path: info.size for info in found if info.type == pafs.FileType.File}
-        self._children: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
-        for path in self._bytes:
-            parent, _, name = path.rpartition("/")
-            self._children[parent][1].add(name)
-            while parent != base:
-                parent, _, name = parent.rpartition("/")
-                self._children[parent][0].add(name)
-
-    def is_file(self, path: str) -> bool:
-        return self._inner(path) in self._bytes
-
-    def is_folder(self, path: str) -> bool:
-        return self._inner(path) in self._children
-
-    def children(self, path: str) -> tuple[list[str], list[str]]:
-        folders, files = self._children[self._inner(path)]
-        return sorted(folders), sorted(files)
-
-    def read(self, path: str) -> bytes:
-        with self._fs.open_input_file(self._inner(path)) as file:
-            return bytes(file.read())
-
-    def num_bytes(self, path: str) -> int:
-        return self._bytes[self._inner(path)]
-
-    def _inner(self, path: str) -> str:
-        return posixpath.normpath(path.removeprefix(self._scheme))
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    path: str
-    label: str
-    split: str
-    group: str
-
-
-def read_annotations(source: str, *, val_fraction: float = 0.2, root: str = "") -> Annotations:
+def read_annotations(source: str, *, val_fraction: float = 0.2, videos: str = "") -> Annotations:
     """The annotations of a folder of videos or of a list.
 
     Args:
         source: the folder or the list, local or an address such as s3://bucket/videos.
         val_fraction: share of each class that is held out where the source names no split.
-        root: what relative paths of a list count from; the list's folder without it.
+        videos: the folder that the videos of a list lie in; without it, that of the list, or of all the lists.
 
     Raises:
         DataError: there is no such source, it holds no videos, or it contradicts itself.
     """
-    if "://" not in source:
-        return _read(_LocalFiles(), os.path.expanduser(source), val_fraction, root)
     try:
-        files = _RemoteFiles(source)
-        found = _read(files, files.source, val_fraction, root)
+        files, path = files_of(source)
+        places, root = files_of(videos) if videos else (files, "")
+        if videos and not places.is_folder(root):
+            raise DataError("data.videos", videos, "is no folder", "give the folder that the videos lie in")
+        found = _read(files, path, val_fraction, places, root)
     except OSError as error:
-        raise unreadable(source, error) from None
-    return replace(found, remote_bytes={s.path: files.num_bytes(found.locate(s)) for s in found.samples})
+        if "://" in source or "://" in videos:
+            raise unreadable(source if "://" in source else videos, error) from None
+        raise
+    if isinstance(places, RemoteFiles):
+        return replace(found, remote_bytes={s.path: places.num_bytes(found.locate(s)) for s in found.samples})
+    return found
 
 
-def _read(files: _Files, source: str, val_fraction: float, root: str) -> Annotations:
-    if files.is_folder(source):
-        lists = _lists_in(files, source)
-        root = root or source
-        if not lists:
-            return _annotations(source, source, _folder_entries(files, source), val_fraction)
-    elif files.is_file(source):
-        lists = [("", source)]
-        root = root or os.path.dirname(source) or "."
-    else:
+def _read(files: Files, source: str, val_fraction: float, places: Files, root: str) -> Annotations:
+    """The annotations of a source in `files`, whose videos lie in `places` under `root`."""
+    is_folder = files.is_folder(source)
+    if not is_folder and not files.is_file(source):
         raise DataError(
             "data.path", source, "does not exist", "give a folder of videos (class/clip.mp4) or a list (path,label)"
         )
-    entries = [
-        replace(entry, split=split or entry.split) for split, listed in lists for entry in _list_entries(files, listed)
-    ]
-    missing = [entry.path for entry in entries if not files.is_file(os.path.join(root, entry.path))]
+    lists = [] if is_folder else [("", source)]
+    listing = None if is_folder and files.is_file(os.path.join(source, LIST_NAME)) else published(files, source)
+    if listing is None and is_folder:
+        lists = _lists_in(files, source)
+        if not lists:
+            return _annotations(
+                source, source, Listing(form="", entries=tuple(_folder_entries(files, source))), val_fraction
+            )
+    root = root or (source if is_folder else os.path.dirname(source) or ".")
+    if listing is None:
+        entries = [
+            replace(entry, split=split or entry.split)
+            for split, listed in lists
+            for entry in _list_entries(files, listed)
+        ]
+        missing = [entry.path for entry in entries if not places.is_file(os.path.join(root, entry.path))]
+        remedy = "correct the paths, which count from the list's folder, or take the lines out"
+        listing = Listing(form="", entries=tuple(entries))
+    else:
+        listing, missing = _located(listing, places, root)
+        remedy = f"give their folder as videos (these are {listing.form}), or take the lines out"
     if missing:
         raise DataError(
             "data.path", source, f"lists {_count(missing, 'file')} that cannot be found under {root}: {_first(missing)}",
-            "correct the paths, which count from the list's folder, or take the lines out",
+            remedy,
         )  # fmt: skip
-    return _annotations(source, root, entries, val_fraction)
+    return _annotations(source, root, listing, val_fraction)
 
 
-def _annotations(source: str, root: str, entries: Sequence[_Entry], val_fraction: float) -> Annotations:
+def _located(listing: Listing, places: Files, root: str) -> tuple[Listing, list[str]]:
+    """A listing with the paths of its videos from `root`, wherever below it they are; and which are nowhere."""
+    paths_of: dict[str, list[str]] = defaultdict(list)
+    for path in all_files(places, root):
+        if is_video(path):
+            paths_of[os.path.splitext(os.path.basename(path))[0]].append(path)
+    entries, missing, lines = [], [], dict[str, str]()
+    for entry in listing.entries:
+        found = [
+            path for path in paths_of.get(os.path.basename(entry.path), ())
+            if f"/{os.path.splitext(path)[0]}".endswith(f"/{entry.path}")
+        ]  # fmt: skip
+        if len(found) > 1:
+            raise DataError(
+                "data.path", entry.path, f"of {entry.place} is at {len(found)} places under {root}: {_first(found)}",
+                "keep one, or give the folder of those that are meant as videos",
+            )  # fmt: skip
+        if not found:
+            missing.append(f"{entry.path} ({entry.place})")
+            continue
+        earlier = lines.setdefault(found[0], entry.place)
+        if earlier != entry.place:
+            raise DataError("data.path", entry.path, f"of {entry.place} is the video of {earlier} too", "take one out")
+        entries.append(replace(entry, path=found[0]))
+    return replace(listing, entries=tuple(entries)), missing
+
+
+def _annotations(source: str, root: str, listing: Listing, val_fraction: float) -> Annotations:
+    entries = listing.entries
     if not entries:
         raise DataError("data.path", source, "holds no videos", f"use files that end in {' '.join(VIDEO_ENDINGS)}")
     if any(entry.split for entry in entries):
         _check_split(source, entries)
     else:
         held_out = hold_out([(entry.label, entry.group) for entry in entries], val_fraction)
-        entries = [
+        entries = tuple(
             replace(entry, split="val" if held else "train") for entry, held in zip(entries, held_out, strict=True)
-        ]
-    names = {entry.label for entry in entries}
-    numeric = all(name.isascii() and name.isdigit() for name in names)
-    classes = tuple(sorted(names, key=int) if numeric else sorted(names))
+        )
+    classes = listing.classes or _sorted_classes({entry.label for entry in entries})
     labels = {name: index for index, name in enumerate(classes)}
     samples = [
-        Sample(path=entry.path, label=labels[entry.label], split=entry.split, group=entry.group) for entry in entries
+        Sample(
+            path=entry.path,
+            label=-1 if listing.multi_label else labels[entry.label],
+            split=entry.split,
+            group=entry.group,
+            actions=tuple(Action(label=labels[a.name], start_s=a.start_s, end_s=a.end_s) for a in entry.actions),
+        )
+        for entry in entries
     ]
     samples.sort(key=lambda sample: (sample.split, sample.path))
-    return Annotations(root=root, classes=classes, samples=tuple(samples))
+    return Annotations(root=root, classes=classes, samples=tuple(samples), multi_label=listing.multi_label)
 
 
-def _check_split(source: str, entries: Sequence[_Entry]) -> None:
-    sides = {side: {entry.label for entry in entries if entry.split == side} for side in ("train", "val")}
+def _sorted_classes(names: set[str]) -> tuple[str, ...]:
+    numeric = all(name.isascii() and name.isdigit() for name in names)
+    return tuple(sorted(names, key=int) if numeric else sorted(names))
+
+
+def _check_split(source: str, entries: Sequence[Entry]) -> None:
+    sides: dict[str, set[str]] = {}
+    for entry in entries:
+        names = {action.name for action in entry.actions} or {entry.label} - {""}
+        sides.setdefault(entry.split, set()).update(names)
     for side, other in (("train", "validation"), ("val", "training")):
-        if not sides[side]:
+        if side not in sides:
             raise DataError(
                 "data.path", source, f"names a split that has {other} videos only",
                 "add the other side, or name no split so that part of the videos is held out",
@@ -262,7 +250,7 @@ def hold_out(items: Sequence[tuple[str, str]], val_fraction: float) -> list[bool
     return [group in held for _, group in items]
 
 
-def _folder_entries(files: _Files, root: str) -> list[_Entry]:
+def _folder_entries(files: Files, root: str) -> list[Entry]:
     """The videos of `root/[split/]class/clip.ext`."""
     folders = _subfolders(files, root)
     splits = [name for name in folders if name.lower() in SPLIT_NAMES and _subfolders(files, os.path.join(root, name))]
@@ -277,13 +265,13 @@ def _folder_entries(files: _Files, root: str) -> list[_Entry]:
     return [entry for name in splits for entry in _class_entries(files, root, name, SPLIT_NAMES[name.lower()])]
 
 
-def _class_entries(files: _Files, root: str, inner: str, split: str) -> list[_Entry]:
-    entries: list[_Entry] = []
+def _class_entries(files: Files, root: str, inner: str, split: str) -> list[Entry]:
+    entries: list[Entry] = []
     empty = []
     for label in _subfolders(files, os.path.join(root, inner)):
         folder = f"{inner}/{label}" if inner else label
-        names = [name for name in files.children(os.path.join(root, folder))[1] if _is_video(name)]
-        entries += [_Entry(f"{folder}/{name}", label, split, f"{folder}/{name}") for name in names]
+        names = [name for name in files.children(os.path.join(root, folder))[1] if is_video(name)]
+        entries += [Entry(f"{folder}/{name}", label, split, f"{folder}/{name}") for name in names]
         if not names:
             empty.append(folder)
     if empty and entries:
@@ -294,15 +282,11 @@ def _class_entries(files: _Files, root: str, inner: str, split: str) -> list[_En
     return entries
 
 
-def _subfolders(files: _Files, path: str) -> list[str]:
+def _subfolders(files: Files, path: str) -> list[str]:
     return [name for name in files.children(path)[0] if not name.startswith(".")]
 
 
-def _is_video(name: str) -> bool:
-    return name.lower().endswith(VIDEO_ENDINGS) and not name.startswith(".")
-
-
-def _lists_in(files: _Files, folder: str) -> list[tuple[str, str]]:
+def _lists_in(files: Files, folder: str) -> list[tuple[str, str]]:
     """The lists in a folder, with the split that each stands for: one list of all, or one for each side."""
     whole = os.path.join(folder, LIST_NAME)
     if files.is_file(whole):
@@ -315,11 +299,8 @@ def _lists_in(files: _Files, folder: str) -> list[tuple[str, str]]:
     return sorted(sides.items())
 
 
-def _list_entries(files: _Files, path: str) -> list[_Entry]:
-    try:
-        lines = files.read(path).decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError:
-        raise DataError("data.path", path, "is no text in UTF-8", "give a folder of videos or a list") from None
+def _list_entries(files: Files, path: str) -> list[Entry]:
+    lines = text_of(files, path).split("\n")
     first = next((line for line in lines if line.strip()), "")
     rows = _csv_rows(path, lines) if _is_csv(first) else _space_rows(path, lines)
     lines_of: dict[str, int] = {}
@@ -338,10 +319,10 @@ def _list_entries(files: _Files, path: str) -> list[_Entry]:
 
 def _is_csv(line: str) -> bool:
     """Whether a list is CSV, by its first line; a comma inside the path of a Kinetics list does not make it one."""
-    return "," in line and not (" " in line and _is_video(line.rsplit(None, 1)[0]))
+    return "," in line and not (" " in line and is_video(line.rsplit(None, 1)[0]))
 
 
-def _space_rows(path: str, lines: Iterable[str]) -> list[tuple[int, _Entry]]:
+def _space_rows(path: str, lines: Iterable[str]) -> list[tuple[int, Entry]]:
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -349,14 +330,14 @@ def _space_rows(path: str, lines: Iterable[str]) -> list[tuple[int, _Entry]]:
         fields = line.strip().rsplit(None, 1)
         if len(fields) < 2:
             raise _malformed(path, number, "is not of the form: path label")
-        rows.append((number, _Entry(fields[0], fields[1], "", fields[0])))
+        rows.append((number, Entry(fields[0], fields[1], "", fields[0])))
     return rows
 
 
-def _csv_rows(path: str, lines: Iterable[str]) -> list[tuple[int, _Entry]]:
+def _csv_rows(path: str, lines: Iterable[str]) -> list[tuple[int, Entry]]:
     reader = csv.reader(lines)
     columns = {"path": 0, "label": 1, "split": 2, "group": 3}
-    rows: list[tuple[int, _Entry]] = []
+    rows: list[tuple[int, Entry]] = []
     for index, fields in enumerate(_filled(path, reader)):
         names = [field.strip().lower() for field in fields]
         if index == 0 and {"path", "label"} <= set(names):
@@ -372,7 +353,7 @@ def _csv_rows(path: str, lines: Iterable[str]) -> list[tuple[int, _Entry]]:
             )
         split = SPLIT_NAMES[named] if named else ""
         group = values.get("group") or values["path"]
-        rows.append((reader.line_num, _Entry(values["path"], values["label"], split, group)))
+        rows.append((reader.line_num, Entry(values["path"], values["label"], split, group)))
     return rows
 
 

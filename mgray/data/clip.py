@@ -6,12 +6,15 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from mgray.errors import ConfigError
 from mgray.plan import ClipShape, Step
 
+Sampling = Literal["stride", "segments"]
+"""Which frames a clip has: each a stride after the one before, or one of each of as many segments of the whole video."""
 _MASK = (1 << 64) - 1
 _END = 1.0 - 1e-9
 """The last share of a video's room: at 1 itself a clip would begin a frame too late."""
@@ -106,7 +109,15 @@ class ClipSpec:
 
 
 def train_clip(
-    step: Step, position: int, sample: int, video: VideoInfo, *, seed: int, fps: float, flip: bool
+    step: Step,
+    position: int,
+    sample: int,
+    video: VideoInfo,
+    *,
+    seed: int,
+    fps: float,
+    flip: bool,
+    sampling: Sampling = "stride",
 ) -> ClipSpec:
     """The clip at `position` of the sample stream: uniform stride, start, short side, window and mirroring.
 
@@ -116,6 +127,7 @@ def train_clip(
         sample: index of the video within the training split.
         fps: frames per second that the stride counts in; 0 counts the video's own frames.
         flip: mirror half of the clips.
+        sampling: segments have a frame each that is drawn from all of theirs, and neither stride nor start.
     """
     draws = _Draws(seed, position)
     shape = step.shape.clip
@@ -124,11 +136,15 @@ def train_clip(
     short_side = draws.integer(step.jitter_min, step.jitter_max)
     across, down = draws.fraction(), draws.fraction()
     mirrored = draws.integer(0, 1) == 1
+    if sampling == "segments":
+        frames = tuple(draws.integer(first, last) for first, last in _segments(video, shape.frames))
+    else:
+        frames = _frames(video, shape.frames, stride, start)
     return ClipSpec(
         position=position,
         sample=sample,
         shape=shape,
-        frames=_frames(video, shape.frames, stride, start),
+        frames=frames,
         box=_box(video, shape, short_side, across, down),
         flip=flip and mirrored,
     )
@@ -142,7 +158,15 @@ def center_clip(
 
 
 def view_clips(
-    sample: int, video: VideoInfo, shape: ClipShape, views: Views, *, stride: int, short_side: int, fps: float
+    sample: int,
+    video: VideoInfo,
+    shape: ClipShape,
+    views: Views,
+    *,
+    stride: int,
+    short_side: int,
+    fps: float,
+    sampling: Sampling = "stride",
 ) -> Iterator[ClipSpec]:
     """The views of a video, all crops of its first clip first; across the shorter side they are in the middle.
 
@@ -151,6 +175,7 @@ def view_clips(
         stride: frames from one sampled frame to the next, counted in `fps`.
         short_side: pixels that the video's short side is resized to before the crop.
         fps: frames per second that the stride counts in; 0 counts the video's own frames.
+        sampling: the frames of segments are those in their middle; of several clips each has another place within them.
     """
     source_stride = stride * _source_frames(video, fps)
     boxes = [
@@ -159,7 +184,11 @@ def view_clips(
     ]
     position = sample * len(views)
     for start in views.starts:
-        frames = _frames(video, shape.frames, source_stride, start)
+        if sampling == "segments":
+            parts = _segments(video, shape.frames)
+            frames = tuple(first + int(start * (last - first) + 1e-6) for first, last in parts)
+        else:
+            frames = _frames(video, shape.frames, source_stride, start)
         for box in boxes:
             yield ClipSpec(position=position, sample=sample, shape=shape, frames=frames, box=box, flip=False)
             position += 1
@@ -222,6 +251,12 @@ def _frames(video: VideoInfo, count: int, stride: float, start: float) -> tuple[
     room = max(0.0, video.num_frames - (count - 1) * stride)  # a whole stride has `room` possible first frames
     first = start * room
     return tuple(min(int(first + i * stride), last) for i in range(count))
+
+
+def _segments(video: VideoInfo, count: int) -> list[tuple[int, int]]:
+    """First and last frame of `count` segments that cover a video, neighbours sharing one (as PySlowFast has them)."""
+    size = (video.num_frames - 1) / count
+    return [(round(size * i), round(size * (i + 1))) for i in range(count)]
 
 
 def _box(

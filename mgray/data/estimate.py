@@ -37,6 +37,7 @@ def estimate(
     levels: Sequence[int],
     *,
     val_fraction: float = 0.2,
+    videos: str = "",
     limit_s: float = 600.0,
     budget_s: float = _BUDGET_S,
 ) -> Estimate:
@@ -48,7 +49,7 @@ def estimate(
     Raises:
         DataError: the source cannot be used.
     """
-    annotations = read_annotations(source, val_fraction=val_fraction)
+    annotations = read_annotations(source, val_fraction=val_fraction, videos=videos)
     locations = [annotations.locate(sample) for sample in annotations.samples]
     remote = annotations.remote_bytes
     sizes = [remote[s.path] for s in annotations.samples] if remote else [os.path.getsize(path) for path in locations]
@@ -62,7 +63,7 @@ def estimate(
         tried += 1
         tried_bytes += sizes[number]
         try:
-            video = ingest_video(source, locations[number], tuple(levels), limit_s=limit_s)
+            video = ingest_video(videos or source, locations[number], tuple(levels), limit_s=limit_s)
         except VideoError as error:
             broken.append(Broken(path=annotations.samples[number].path, reason=error.problem))
             continue

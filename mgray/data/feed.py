@@ -10,8 +10,6 @@ grid asks: what decoding costs a byte, and how long the loop takes over a step, 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import math
 import queue
@@ -32,7 +30,7 @@ from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
 
 from mgray.config import FeedSection
-from mgray.data.source import Block, Blocks, ClipSource, Fault
+from mgray.data.source import Block, Blocks, ClipSource
 from mgray.errors import MgrayError
 
 ROW_BYTES = 8 << 20
@@ -251,10 +249,17 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range, decoders: int) 
 
 
 def _row_of(steps: Sequence[int], blocks: Sequence[Block | None]) -> dict[str, np.ndarray]:
-    """The blocks of some steps as one row: their headers (step, version, N, T, H, W), and flat arrays of what they hold."""
+    """The blocks of some steps as one row: their headers (step, version, N, T, H, W, label columns), and flat arrays of what they hold."""
     present = [block for block in blocks if block is not None]
     headers = [
-        (step, -1, 0, 0, 0, 0) if block is None else (step, block.version, *block.clips_NTHWC.shape[:4])
+        (step, -1, 0, 0, 0, 0, 0)
+        if block is None
+        else (
+            step,
+            block.version,
+            *block.clips_NTHWC.shape[:4],
+            block.labels_N[0].size if block.labels_N.ndim > 1 else 0,
+        )
         for step, block in zip(steps, blocks, strict=True)
     ]
 
@@ -271,9 +276,6 @@ def _row_of(steps: Sequence[int], blocks: Sequence[Block | None]) -> dict[str, n
         "labels": flat([block.labels_N for block in present], np.int64),
         "samples": flat([block.samples_N for block in present], np.int64),
         "positions": flat([block.positions_N for block in present], np.int64),
-        "faults": np.array(
-            [json.dumps([[dataclasses.astuple(fault) for fault in block.faults] for block in present])], object
-        ),
     }
 
 
@@ -285,23 +287,23 @@ def _blocks_of(table: pa.Table) -> Iterator[Block | None]:
         return np.asarray(table.column(name).chunk(0).to_numpy(zero_copy_only=False)[0])
 
     clips, labels, samples, positions = (column(name) for name in ("clips", "labels", "samples", "positions"))
-    first_byte = first = 0
-    faults = iter(json.loads(table.column("faults")[0].as_py()))
-    for step, version, count, frames, height, width in column("headers").reshape(-1, 6).tolist():
-        if version < 0:
+    first_byte = first = first_label = 0
+    for step, version, count, frames, height, width, columns in column("headers").tolist():
+        if not count:
             yield None
             continue
         end_byte, end = first_byte + count * frames * height * width * 3, first + count
+        end_label = first_label + count * max(1, columns)
+        own = labels[first_label:end_label]
         yield Block(
             index=step,
             version=version,
             clips_NTHWC=clips[first_byte:end_byte].reshape(count, frames, height, width, 3),
-            labels_N=labels[first:end],
+            labels_N=own.reshape(count, columns) if columns else own,
             samples_N=samples[first:end],
             positions_N=positions[first:end],
-            faults=tuple(Fault(*fault) for fault in next(faults)),
         )
-        first_byte, first = end_byte, end
+        first_byte, first, first_label = end_byte, end, end_label
 
 
 def own_error(error: BaseException) -> BaseException:

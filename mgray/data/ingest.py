@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.data
 
-from mgray.data.annotations import Annotations, read_annotations
+from mgray.data.annotations import Action, Annotations, read_annotations
 from mgray.data.decode import CODEC, DECODE_LIMIT_S, Ingested, ingest_video
-from mgray.data.manifest import MANIFEST, SOURCE, VERSION, Broken, Level, Manifest, level_name
+from mgray.data.manifest import MANIFEST, MULTI_LABEL_VERSION, SOURCE, VERSION, Broken, Level, Manifest, level_name
 from mgray.data.shard import (
     SPLITS,
     Extent,
@@ -75,6 +75,7 @@ class _SourceVideo:
     split: str
     group: str
     num_bytes: int
+    actions: tuple[Action, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +86,7 @@ class _Part:
     levels: tuple[int, ...]
     limit_s: float
     source: str
-    """Where the list was found."""
+    """Where the videos were found."""
     videos: tuple[_SourceVideo, ...]
 
     @property
@@ -94,7 +95,7 @@ class _Part:
 
     def key(self) -> str:
         """Identifies the files and settings that the shard is made from."""
-        files = [[v.path, v.num_bytes, v.label, v.split, v.group] for v in self.videos]
+        files = [[v.path, v.num_bytes, v.label, v.split, v.group, *_plain(v.actions)] for v in self.videos]
         return _sha256([VERSION, self.levels, CODEC, files])
 
     def read(self, video: _SourceVideo) -> Ingested:
@@ -129,7 +130,12 @@ class _Outcome:
 
 def _row(tree: dict[str, Any]) -> IndexRow:
     extents, probe = (Extent(**extent) for extent in tree.pop("extents")), SourceProbe(**tree.pop("probe"))
-    return IndexRow(**tree, extents=tuple(extents), probe=probe)
+    actions = tuple(Action(**action) for action in tree.pop("actions"))
+    return IndexRow(**tree, extents=tuple(extents), probe=probe, actions=actions)
+
+
+def _plain(actions: Sequence[Action]) -> list[list[float]]:
+    return [[action.label, action.start_s, action.end_s] for action in actions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,7 @@ def ingest(
     *,
     levels: Sequence[int] = LEVELS,
     val_fraction: float = 0.2,
+    videos: str = "",
     videos_per_shard: int = 64,
     max_broken: float = 0.01,
     limit_s: float = DECODE_LIMIT_S,
@@ -168,6 +175,7 @@ def ingest(
         levels: short sides in pixels that larger videos are reduced to, from the finest to the coarsest; `SOURCE` leaves the videos
             where they are and stores tables of their packets.
         val_fraction: share of the videos held out where the source names no split.
+        videos: the folder that the videos of a list lie in, where it is not the list's.
         videos_per_shard: videos in a shard file; fewer in a small dataset.
         max_broken: share of broken videos above which there is an error.
         limit_s: seconds of decoding after which a video counts as broken.
@@ -179,15 +187,20 @@ def ingest(
     """
     levels = tuple(levels)
     _check_settings(levels, videos_per_shard, max_broken, num_workers)
-    if levels == SOURCE and "://" in source:
+    if levels == SOURCE and "://" in (videos or source):
         raise DataError(
-            "data.path", source, "cannot be passed through", "store levels of it, or copy it to a local folder"
+            "data.path",
+            videos or source,
+            "cannot be passed through",
+            "store levels of it, or copy it to a local folder",
         )
-    annotations = read_annotations(source, val_fraction=val_fraction)
+    annotations = read_annotations(source, val_fraction=val_fraction, videos=videos)
     folder = Folder.of(out)
     _check_apart(source, out, folder)
+    if videos:
+        _check_apart(videos, out, folder)
     list_digest = _sha256([VERSION, levels, videos_per_shard, CODEC, _listing(annotations)])
-    parts = _parts(source, annotations, levels, limit_s, videos_per_shard)
+    parts = _parts(videos or source, annotations, levels, limit_s, videos_per_shard)
     source_digest = _sha256([list_digest, [part.key() for part in parts]])
     try:
         finished = folder.exists(MANIFEST)
@@ -213,7 +226,7 @@ def ingest(
     with _quiet(), contextlib.closing(_run(folder, pending, num_workers)) as reports:
         for report in reports:
             if report.unread:
-                raise unreadable(source, OSError(report.unread))
+                raise unreadable(videos or source, OSError(report.unread))
             if report.error:
                 raise DataError(
                     "out", out, f"cannot be written ({report.error})", "free space or mend access, then go on"
@@ -289,7 +302,10 @@ def _unwritable(out: str, error: OSError) -> DataError:
     return DataError("out", out, f"cannot be written ({one_line(error)})", "give a folder that you may write to")
 
 
-def _listing(annotations: Annotations) -> list[list[str]]:
+def _listing(annotations: Annotations) -> list[list[Any]]:
+    if annotations.multi_label:
+        samples: list[list[Any]] = [[s.path, _plain(s.actions), s.split, s.group] for s in annotations.samples]
+        return [list(annotations.classes), *samples]
     return [[s.path, annotations.classes[s.label], s.split, s.group] for s in annotations.samples]
 
 
@@ -304,7 +320,7 @@ def _parts(
         videos.append(
             _SourceVideo(
                 location=location, path=sample.path, label=sample.label, split=sample.split, group=sample.group,
-                num_bytes=remote[sample.path] if remote else os.path.getsize(location),
+                num_bytes=remote[sample.path] if remote else os.path.getsize(location), actions=sample.actions,
             )
         )  # fmt: skip
     size = min(videos_per_shard, max(_MIN_VIDEOS, -(-len(videos) // _MIN_SHARDS)))
@@ -412,6 +428,7 @@ def _encode_part(folder: Folder, part: _Part) -> Iterator[_Report]:
                     split=video.split, path=video.path, label=video.label, group=video.group,
                     num_frames=stored.source.num_frames, width=stored.source.width, height=stored.source.height,
                     fps=stored.source.fps, probe=ingested.probe, shard=part.index, extents=places,
+                    actions=video.actions,
                 )
             )  # fmt: skip
         outcome = _Outcome(
@@ -444,14 +461,14 @@ def _finish(
     )
     names = [level.name for level in stored]
     manifest = Manifest(
-        version=VERSION,
+        version=MULTI_LABEL_VERSION if annotations.multi_label else VERSION,
         source=source,
         source_digest=source_digest,
         classes=annotations.classes,
         counts=counts,
         levels=stored,
         codec=CODEC,
-        index=write_index(folder, rows, names),
+        index=write_index(folder, rows, names, multi_label=annotations.multi_label),
         content_digest=content_digest(annotations.classes, rows, names, CODEC),
         broken=tuple(item for outcome in outcomes for item in outcome.broken),
     )

@@ -12,6 +12,8 @@ from mgray.errors import DataError
 
 FORMAT = "mgray-shards"
 VERSION = 2
+MULTI_LABEL_VERSION = 3
+"""Of datasets whose videos have any number of classes each; the index then has `labels`, `starts_s` and `ends_s`."""
 MANIFEST = "manifest.json"
 SOURCE = (0,)
 """The levels of passed-through sources."""
@@ -63,6 +65,11 @@ class Manifest:
     """SHA-256 of classes, samples, labels, levels and codec: equal for equal training data."""
     broken: tuple[Broken, ...] = ()
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether videos have any number of classes each."""
+        return self.version == MULTI_LABEL_VERSION
+
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
 
@@ -80,10 +87,11 @@ class Manifest:
             raise DataError("data.path", path, f"its {MANIFEST} is no JSON ({error})", remedy) from None
         if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
             raise DataError("data.path", path, f"its {MANIFEST} does not describe mgray shards", remedy)
-        if tree.get("version") != VERSION:
+        if tree.get("version") not in (VERSION, MULTI_LABEL_VERSION):
             raise DataError(
-                "data.path", path, f"its shards have version {tree.get('version')!r}, this code reads {VERSION}", remedy
-            )
+                "data.path", path, f"its shards have version {tree.get('version')!r}, this code reads {VERSION} and {MULTI_LABEL_VERSION}",
+                remedy,
+            )  # fmt: skip
         try:
             levels = [
                 Level(short_side=level["short_side"], shards=tuple(FileSum(**shard) for shard in level["shards"]))

@@ -3,7 +3,7 @@
 A dataset is a folder, local or any address that pyarrow.fs knows:
 
     manifest.json       version, levels, codec, classes, counts, checksums, what was left out
-    index.arrow         one row per video: where it lies at each level, label, size, rate, probe; train before val
+    index.arrow         one row per video: where it lies at each level, label or labels, size, rate, probe; train before val
     256/00000.arrow     shards of the level whose short side is 256: one record batch per video
     128/00000.arrow     a coarser level; videos that are no larger than it are not in it
 
@@ -18,13 +18,15 @@ Where sources are passed through, the level `source` holds packet tables only; t
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import hashlib
 import itertools
 import json
+import math
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +34,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mgray.data.annotations import Action
 from mgray.data.clip import VideoInfo
 from mgray.data.manifest import MANIFEST, Manifest
-from mgray.data.storage import (
-    GAP_BYTES,
-    PATIENCE,
-    FileSum,
-    Folder,
-    LocalFile,
-    Readers,
-    Reading,
-    RemoteFile,
-    one_line,
-    unreadable,
-)
+from mgray.data.storage import GAP_BYTES, PATIENCE, FileSum, Folder, MappedFile, RemoteFile, one_line, unreadable
 from mgray.errors import DataError, VideoError
 
 INDEX = "index.arrow"
@@ -57,7 +49,6 @@ _READERS = 16
 """Remote videos that a process reads at once: they wait for the network, not for a CPU."""
 _READ_AHEAD = 2 * _READERS
 """Remote videos of a block that are read, or being read, before they are decoded."""
-_LOCAL_AHEAD = 2
 
 _VIDEO_SCHEMA = pa.schema(
     [
@@ -79,6 +70,11 @@ _VIDEO_SCHEMA = pa.schema(
         ("sizes", pa.list_(pa.int32())),
         ("data", pa.large_binary()),
     ]
+)
+_ACTION_COLUMNS = (
+    ("labels", "label", pa.int32()),
+    ("starts_s", "start_s", pa.float64()),
+    ("ends_s", "end_s", pa.float64()),
 )
 _ALIGNMENT = 8
 """Bytes that the buffers of an Arrow IPC message are padded to."""
@@ -204,6 +200,7 @@ class IndexRow:
     split: str
     path: str
     label: int
+    """-1 in a multi-label dataset."""
     group: str
     num_frames: int
     width: int
@@ -212,6 +209,18 @@ class IndexRow:
     probe: SourceProbe
     shard: int
     extents: tuple[Extent, ...]
+    actions: tuple[Action, ...] = ()
+    """What it shows and when, in a multi-label dataset."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Actions:
+    """Those of video i are first[i] to first[i + 1]."""
+
+    first: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int32]
+    start_s: npt.NDArray[np.float64]
+    end_s: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,6 +237,8 @@ class _Index:
     """Per level, as the two below."""
     head: tuple[npt.NDArray[np.int64], ...]
     length: tuple[npt.NDArray[np.int64], ...]
+    actions: _Actions | None
+    """In a multi-label dataset."""
 
 
 def shard_name(level: str, shard: int) -> str:
@@ -258,7 +269,9 @@ def write_shard(folder: Folder, name: str, videos: Sequence[StoredVideo | None])
     return folder.write(name, content), tuple(extents)
 
 
-def write_index(folder: Folder, rows: Sequence[IndexRow], levels: Sequence[str]) -> FileSum:
+def write_index(
+    folder: Folder, rows: Sequence[IndexRow], levels: Sequence[str], *, multi_label: bool = False
+) -> FileSum:
     """Write the index of `rows`, whose training videos come before the validation videos."""
 
     def column(name: str, kind: pa.DataType, of: str = "") -> pa.Array:
@@ -283,6 +296,10 @@ def write_index(folder: Folder, rows: Sequence[IndexRow], levels: Sequence[str])
     for number, level in enumerate(levels):
         for field in ("offset", "head", "length"):
             columns[f"{field}_{level}"] = pa.array([getattr(row.extents[number], field) for row in rows], pa.int64())
+    if multi_label:
+        for name, field, kind in _ACTION_COLUMNS:
+            values = [[getattr(action, field) for action in row.actions] for row in rows]
+            columns[name] = pa.array(values, pa.list_(kind))
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -296,7 +313,9 @@ def content_digest(
     """SHA-256 of what is trained on, whatever the number of shards and wherever they lie."""
     digest = hashlib.sha256(json.dumps([list(classes), list(levels), dict(sorted(codec.items()))]).encode())
     for row in rows:
-        sample = [row.split, row.path, row.label, row.num_frames, row.width, row.height, row.fps]
+        sample: list[Any] = [row.split, row.path, row.label, row.num_frames, row.width, row.height, row.fps]
+        if row.actions:
+            sample.append([[action.label, action.start_s, action.end_s] for action in row.actions])
         digest.update(json.dumps(sample).encode())
     return digest.hexdigest()
 
@@ -351,6 +370,24 @@ class ShardSet:
         """The video's class, an index into `classes`."""
         return int(self._index.label[self._row(split, sample)])
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether videos have any number of classes each, which `shown` tells, rather than the one that `label` does."""
+        return self.manifest.multi_label
+
+    def shown(
+        self, split: str, sample: int, begin_s: float = -math.inf, end_s: float = math.inf
+    ) -> npt.NDArray[np.int64]:
+        """1 for each class that a video of a multi-label dataset shows between two times, both included; int64 [classes]."""
+        actions = self._index.actions
+        assert actions is not None, "the dataset has one class for each video"
+        row = self._row(split, sample)
+        own = slice(int(actions.first[row]), int(actions.first[row + 1]))
+        overlaps = (actions.start_s[own] <= end_s) & (actions.end_s[own] >= begin_s)
+        shown_K = np.zeros(len(self.classes), np.int64)
+        shown_K[actions.label[own][overlaps]] = 1
+        return shown_K
+
     def labels(self, split: str) -> npt.NDArray[np.int32]:
         """The classes of all videos of a split, int32 [num_samples]."""
         return self._index.label[self._first[split] : self._first[split] + self.num_samples(split)]
@@ -386,64 +423,52 @@ class ShardSet:
             frames: source frames that are wanted: of a remote video only what they depend on is read. All, without it.
 
         Raises:
-            DataError: the storage does not answer.
-            VideoError: its shard is missing or damaged, or the source file that its packets are in is, or has changed.
+            DataError: its shard is missing or damaged, or cannot be reached.
+            VideoError: the source file that its packets are in is missing, or has changed.
         """
-        return self._told(split, sample, level, self._reading(split, sample, level, frames))
-
-    def videos(
-        self, split: str, wanted: Sequence[tuple[int, int, Sequence[int]]]
-    ) -> Iterator[StoredVideo | VideoError]:
-        """Videos of (sample, level, frames), in order, or what is wrong with one; they are read while those before them are used.
-
-        Raises:
-            DataError: the storage does not answer.
-        """
-        ahead = _LOCAL_AHEAD if Folder.of(self.root, PATIENCE).is_local else _READ_AHEAD
-        assert self._index is not None, "read once, before many threads need it"
-        upcoming = ((item, self._reading(split, *item)) for item in wanted)
-        pending = deque(itertools.islice(upcoming, ahead))
-        try:
-            while pending:
-                (sample, level, _), reading = pending[0]
-                try:
-                    video: StoredVideo | VideoError = self._told(split, sample, level, reading)
-                except VideoError as error:
-                    video = error
-                pending.popleft()
-                pending.extend(itertools.islice(upcoming, 1))
-                yield video
-        finally:
-            for _, reading in pending:
-                reading.cancel()
-
-    def _reading(self, split: str, sample: int, level: int, frames: Sequence[int] | None) -> Reading[StoredVideo]:
-        file, offset, head, length = self._place(split, sample, level)
-        read = functools.partial(_read_video, self.root, file, offset, head, length, frames)
-        return _readers().start(read, retry_errors=not Folder.of(self.root, PATIENCE).retries_itself)
-
-    def _place(self, split: str, sample: int, level: int) -> tuple[FileSum, int, int, int]:
-        """Shard, offset, head and length of a video at the level, or at the next finer one that holds it."""
         row, index = self._row(split, sample), self._index
         while level and not index.length[level][row]:
             level -= 1
         file = self.manifest.levels[level].shards[index.shard[row]]
         offset, head, length = (int(column[level][row]) for column in (index.offset, index.head, index.length))
-        return file, offset, head, length
-
-    def _told(self, split: str, sample: int, level: int, reading: Reading[StoredVideo]) -> StoredVideo:
-        """The video that was read, or what keeps it from being read in the user's words."""
-        file = self._place(split, sample, level)[0]
         try:
-            return reading.result()
+            shard = _open_shard(self.root, file)
+            if isinstance(shard, MappedFile):
+                return _in_source(_parsed(pa.py_buffer(shard.view[offset : offset + length])))
+            # pages of it that nothing is read into are never touched
+            content = np.zeros(length, np.uint8)
+            whole = frames is None or length <= GAP_BYTES
+            shard.read_into(content, offset, [(0, length if whole else head)])
+            video = _parsed(pa.py_buffer(content))
+            if frames is not None and not whole:
+                needed = video.needed(frames)
+                begins = head + video.offsets[needed]
+                wanted = zip(begins.tolist(), (begins + video.sizes[needed]).tolist(), strict=True)
+                shard.read_into(content, offset, wanted)
+            return _in_source(video)
         except FileNotFoundError:
-            raise _as_video(_missing(self.root, file)) from None
+            raise _missing(self.root, file) from None
         except OSError as error:
-            # a bad block of a disk is this video's alone; a storage that does not answer has nothing to do with it
-            problem = unreadable(self.root, OSError(f"{one_line(error)}, at {self.path(split, sample)}"))
-            raise (_as_video(problem) if error.errno == errno.EIO else problem) from None
+            raise unreadable(self.root, error) from None
         except (pa.ArrowException, EOFError) as error:
-            raise _as_video(_damaged(self.root, file, one_line(error))) from None
+            raise _damaged(self.root, file, one_line(error)) from None
+
+    def videos(self, split: str, wanted: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[StoredVideo]:
+        """Videos of (sample, level, frames), in order; remote ones are read while those before them are used, several at once."""
+        if Folder.of(self.root, PATIENCE).is_local:
+            yield from (self.video(split, *item) for item in wanted)
+            return
+        assert self._index is not None, "read once, before many threads need it"
+        upcoming = (_readers().submit(self.video, split, *item) for item in wanted)
+        pending = deque(itertools.islice(upcoming, _READ_AHEAD))
+        try:
+            while pending:
+                video = pending.popleft().result()
+                pending.extend(itertools.islice(upcoming, 1))
+                yield video
+        finally:
+            for future in pending:
+                future.cancel()
 
     @property
     def is_passthrough(self) -> bool:
@@ -463,6 +488,7 @@ class ShardSet:
             "path": self.root,
             "version": self.manifest.version,
             "classes": len(self.classes),
+            "multi_label": self.multi_label,
             "videos": dict(self.manifest.counts),
             "frames": int(frames.sum()),
             "seconds": round(float((frames / np.maximum(fps, 1e-9))[fps > 0].sum()), 1),
@@ -587,49 +613,31 @@ def _read_index(root: str, file: FileSum, levels: tuple[str, ...]) -> _Index:
             field: tuple(table[f"{field}_{level}"].to_numpy() for level in levels)
             for field in ("offset", "head", "length")
         }
-        return _Index(path=table["path"], group=table["group"], **numbers, **places)
+        actions = _actions_of(table) if "labels" in table.column_names else None
+        return _Index(path=table["path"], group=table["group"], **numbers, **places, actions=actions)
     except KeyError as error:
         raise _damaged(root, file, str(error)) from None
 
 
-def _as_video(error: DataError) -> VideoError:
-    return VideoError(error.field, error.value, error.problem, error.remedy)
+def _actions_of(table: pa.Table) -> _Actions:
+    label, start_s, end_s = (table[name].combine_chunks() for name, _, _ in _ACTION_COLUMNS)
+    return _Actions(
+        first=label.offsets.to_numpy(),
+        label=label.values.to_numpy(),
+        start_s=start_s.values.to_numpy(),
+        end_s=end_s.values.to_numpy(),
+    )
 
 
-def _read_video(
-    root: str, file: FileSum, offset: int, head: int, length: int, frames: Sequence[int] | None
-) -> StoredVideo:
-    """A video from its place in a shard; only the packets that `frames` depend on, unless that is None.
-
-    Raises:
-        ArrowInvalid: its bytes are damaged.
-        EOFError: the shard is not as long as it was.
-        OSError: it cannot be read.
-        VideoError: its source file is not as it was.
-    """
-    shard = _open_shard(root, file)
-    content = np.zeros(length, np.uint8)  # pages of it that nothing is read into are never touched
-    whole = frames is None or length <= GAP_BYTES
-    shard.read_into(content, offset, [(0, length if whole else head)])
-    video = _parsed(pa.py_buffer(content))
-    if frames is not None and not whole and not video.file:
-        needed = video.needed(frames)
-        begins = head + video.offsets[needed]
-        wanted = zip(begins.tolist(), (begins + video.sizes[needed]).tolist(), strict=True)
-        shard.read_into(content, offset, wanted)
-    return _from_source(video, frames) if video.file else video
-
-
-def _open_shard(root: str, file: FileSum) -> LocalFile | RemoteFile:
-    return _local_shard(root, file) if Folder.of(root).is_local else _remote_shard(root, file)
+def _open_shard(root: str, file: FileSum) -> MappedFile | RemoteFile:
+    return _mapped_shard(root, file) if Folder.of(root).is_local else _remote_shard(root, file)
 
 
 @functools.lru_cache(maxsize=_OPEN_SHARDS)
-def _local_shard(root: str, file: FileSum) -> LocalFile:
-    shard = LocalFile(Folder.of(root).join(file.name))
-    if len(shard) != file.num_bytes:
-        raise EOFError(f"it has {len(shard)} bytes instead of {file.num_bytes}")
-    return shard
+def _mapped_shard(root: str, file: FileSum) -> MappedFile:
+    path = Folder.of(root).join(file.name)
+    _check_size(root, file, os.path.getsize(path))
+    return MappedFile(path)
 
 
 @functools.lru_cache(maxsize=_REMOTE_SHARDS)
@@ -677,36 +685,26 @@ def _check_table(video: StoredVideo) -> None:
         raise pa.ArrowInvalid("its packet table contradicts itself")
 
 
-def _from_source(video: StoredVideo, frames: Sequence[int] | None) -> StoredVideo:
-    """The video with the packets that `frames` depend on (all, without it), which are in its source file.
-
-    Raises:
-        VideoError: the file is not there any more, or is another.
-        OSError: it cannot be read.
-    """
+def _in_source(video: StoredVideo) -> StoredVideo:
+    """The video with its packets at hand, where they are in its source file."""
+    if not video.file:
+        return video
     try:
-        source = LocalFile(video.file)
-    except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
+        source = _mapped_source(video.file)
+    except (OSError, ValueError) as error:
         raise VideoError(
-            "data.path", video.file, f"cannot be read any more ({error.strerror})", "put it back, or ingest again"
+            "data.path", video.file, f"cannot be read any more ({error})", "put it back, or ingest again"
         ) from None
-    changed = VideoError("data.path", video.file, "has changed since it was ingested", "ingest the videos again")
     if len(source) != video.file_bytes:
-        raise changed
-    needed = np.arange(len(video.pts)) if frames is None else video.needed(frames)
-    begins = video.offsets[needed]
-    ends = begins + video.sizes[needed]
-    order = np.argsort(begins, kind="stable")
-    first = int(begins.min())
-    data = np.zeros(int(ends.max()) - first, np.uint8)
-    wanted = zip((begins[order] - first).tolist(), (ends[order] - first).tolist(), strict=True)
-    try:
-        source.read_into(data, first, wanted)
-    except EOFError:
-        raise changed from None
-    return dataclasses.replace(video, offsets=video.offsets - first, data=data.data)
+        raise VideoError("data.path", video.file, "has changed since it was ingested", "ingest the videos again")
+    return dataclasses.replace(video, data=source.view)
+
+
+@functools.lru_cache(maxsize=_OPEN_SHARDS)
+def _mapped_source(path: str) -> MappedFile:
+    return MappedFile(path)
 
 
 @functools.lru_cache(maxsize=1)
-def _readers() -> Readers:
-    return Readers(_READERS)
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_READERS, thread_name_prefix="mgray-read")

@@ -166,6 +166,7 @@ def _source(run: Run, shards: ShardSet, viewing: Viewing) -> ValSource:
         fps=run.data.fps,
         batch=max(1, run.train.eval_batch // len(viewing.views)),
         views=viewing.views,
+        sampling=run.data.sampling,
     )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def segments(spec: PlanSpec) -> tuple[Segment, ...]:
     """
     if spec.long_cycle == "off":
         return (Segment(None, cycle_shape(spec, 1.0, 1.0), int(spec.epochs * spec.epoch_factor)),)
-    shapes = [cycle_shape(spec, *pair) for pair in spec.long_factors]
+    shapes = [cycle_shape(spec, *pair) for pair in spec.long_factors] * spec.cycles
     means = [shape.mean_multiplier for shape in shapes]
     raw: list[tuple[int, CycleShape, float]] = []
     if spec.long_cycle == "stage":
@@ -114,7 +114,10 @@ def segments(spec: PlanSpec) -> tuple[Segment, ...]:
     steps = sum(epochs / shape.mean_multiplier for _, shape, epochs in raw)
     saving = spec.lr_steps[-1] / steps
     final = shapes[-1]
-    raw.append((len(spec.lr_steps) - 1, final, (spec.epochs - spec.lr_steps[-1]) / saving * final.mean_multiplier))
+    last = (spec.epochs - spec.lr_steps[-1]) / saving * final.mean_multiplier
+    if spec.final_share:
+        last = sum(epochs for *_, epochs in raw) * spec.final_share / (1 - spec.final_share)
+    raw.append((len(spec.lr_steps) - 1, final, last))
     scale = spec.epochs * spec.epoch_factor / sum(epochs for *_, epochs in raw)
     ends = [round(end) for end in itertools.accumulate(epochs * scale for *_, epochs in raw)]
     visited = [part[1] for part, before, end in zip(raw, [0, *ends], ends, strict=False) if end > before]

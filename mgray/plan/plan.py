@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,14 +139,14 @@ class Plan:
         """The constant schedule over the same dataset that this one is compared with."""
         return Plan.compile(self.spec.baseline(), self.num_samples)
 
-    def cost(self, step_seconds: Mapping[str, float] | None = None) -> Cost:
-        """This plan's cost beside its baseline's; see `cost_of`."""
-        return cost_of(self.phases, self.baseline().phases, step_seconds)
+    def cost(self) -> Cost:
+        """This plan's cost beside its baseline's."""
+        return cost_of(self.phases, self.baseline().phases)
 
     def digest(self) -> str:
         """SHA-256 over specification, dataset size and phases: equal digests train the same steps."""
         content = {
-            "spec": dataclasses.asdict(self.spec),
+            "spec": self.spec.to_json(),
             "num_samples": self.num_samples,
             "phases": [phase.to_json() for phase in self.phases],
         }
@@ -171,9 +169,9 @@ class Plan:
             },
         }
 
-    def table(self, step_seconds: Mapping[str, float] | None = None) -> PlanTable:
-        """The phase table with totals; see `cost_of` for `step_seconds`."""
-        return plan_table(self.phases, self.rate, self.cost(step_seconds), self.num_samples)
+    def table(self) -> PlanTable:
+        """The phase table with totals."""
+        return plan_table(self.phases, self.rate, self.cost(), self.num_samples)
 
     def describe(self) -> str:
         """The phase table as plain text."""

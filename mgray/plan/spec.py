@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mgray.errors import ConfigError
 
 SQRT_HALF = 2.0**-0.5
+NEWER_FIELDS = ("cycles", "final_share")
+"""Fields that digests leave out at their defaults: runs from before them go on."""
 
 
 def _require(ok: bool, field: str, value: object, problem: str, remedy: str) -> None:
@@ -54,6 +56,10 @@ class PlanSpec:
     """Rotate the crop from step to step through `short_factors` and the long cycle's own crop."""
     long_factors: tuple[tuple[float, float], ...] = ((0.25, SQRT_HALF), (0.5, SQRT_HALF), (0.5, 1.0), (1.0, 1.0))
     """Long cycle: (frames, crop) of each shape as factors of the base shape, coarse to fine."""
+    cycles: int = 1
+    """Long cycles in a learning-rate stage (or in the run, where the long cycle is over the run)."""
+    final_share: float = 0.0
+    """Share of the epochs for fine-tuning at the last shape; 0 saves as many steps there as in the rest (paper)."""
     short_factors: tuple[float, ...] = (0.5, SQRT_HALF)
     """Short cycle: crops as factors of the base crop; the long cycle's own crop comes last."""
     size_multiple: int = 1
@@ -82,7 +88,17 @@ class PlanSpec:
     """Clips that share batch-norm statistics at a phase's base shape."""
 
     def __post_init__(self) -> None:
-        for name in ("frames", "crop", "batch", "stride", "epochs", "size_multiple", "bn_group", "jitter_min"):
+        for name in (
+            "frames",
+            "crop",
+            "batch",
+            "stride",
+            "epochs",
+            "size_multiple",
+            "bn_group",
+            "jitter_min",
+            "cycles",
+        ):
             value = getattr(self, name)
             _require(value >= 1, name, value, "must be at least 1", "give a positive whole number")
         for name in ("epoch_factor", "lr", "gamma"):
@@ -116,6 +132,7 @@ class PlanSpec:
             self.long_cycle == "off" or self.lr_steps[-1] > 0, "lr_steps", self.lr_steps,
             "leaves the long cycle no stage before fine-tuning", "add a decay epoch, or set long_cycle to off",
         )  # fmt: skip
+        _require(0 <= self.final_share < 1, "final_share", self.final_share, "is outside [0, 1)", "use e.g. 0.2, or 0")
         _require(bool(self.long_factors), "long_factors", self.long_factors, "is empty", "give (frames, crop) pairs")
         for pair in self.long_factors:
             _require(
@@ -143,6 +160,11 @@ class PlanSpec:
     def is_constant(self) -> bool:
         """True when every step has the base shape."""
         return self.long_cycle == "off" and not self.short_cycle
+
+    def to_json(self) -> dict[str, Any]:
+        """A tree of plain values, of newer fields only those that are set: what digests are made of."""
+        tree, usual = dataclasses.asdict(self), dataclasses.asdict(PlanSpec())
+        return {key: value for key, value in tree.items() if key not in NEWER_FIELDS or value != usual[key]}
 
     def baseline(self) -> PlanSpec:
         """The constant schedule that this one is compared with."""

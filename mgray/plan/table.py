@@ -38,9 +38,6 @@ def plan_table(phases: Sequence[Phase], rate: LearningRate, cost: Cost, num_samp
         f"baseline: {cost.baseline_steps:,} steps, {rate.spec.epochs} epochs, {cost.baseline_voxels:.4g} voxels",
         f"predicted speed-up: {cost.voxel_ratio:.2f}x by voxels, {cost.step_ratio:.2f}x by steps",
     ]
-    if cost.seconds is not None and cost.baseline_seconds is not None and cost.time_ratio is not None:
-        lines[-1] += f", {cost.time_ratio:.2f}x by measured step times"
-        lines.append(f"time in steps: {_duration(cost.seconds)}, baseline {_duration(cost.baseline_seconds)}")
     if rate.spec.warmup_epochs:
         lines.append(
             f"LR without the linear warm-up: {rate.spec.warmup_epochs:g} epochs from {rate.spec.warmup_start_lr:g}"
@@ -56,8 +53,8 @@ def _row(phase: Phase, share: float, clip_rate: float) -> tuple[str, ...]:
         "-" if phase.stage is None else str(phase.stage),
         _span(phase.first_epoch, phase.end_epoch - 1),
         str(phase.frames),
-        _slots([batch.height for batch in phase.batches]),
-        _slots([batch.clips for batch in phase.batches]),
+        slots([batch.height for batch in phase.batches]),
+        slots([batch.clips for batch in phase.batches]),
         f"{phase.lr:.3g}" if phase.lr == phase.end_lr else f"{phase.lr:.3g}..{phase.end_lr:.3g}",
         str(phase.bn_groups),
         _span(phase.stride_min, phase.stride_max),
@@ -71,12 +68,6 @@ def _span(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _slots(values: Sequence[int]) -> str:
+def slots(values: Sequence[int]) -> str:
     """One number where all slots agree, else one for each."""
     return "/".join(map(str, values if len(set(values)) > 1 else values[:1]))
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {left:02d} s"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mgray.config import Run
 from mgray.data.shard import ShardSet
-from mgray.data.source import Block, TrainSource, ValSource
+from mgray.data.source import TrainSource, ValSource
 from mgray.model.norm import grouped_norms
 from mgray.plan import ClipShape, Plan
 from mgray.train.session import Session
@@ -29,15 +28,14 @@ def validation_source(run: Run, shards: ShardSet) -> ValSource:
         short_side=plan.jitter_min,
         fps=run.data.fps,
         batch=run.train.eval_batch,
+        sampling=run.data.sampling,
     )
 
 
-def evaluate(
-    worker: Worker, session: Session, source: ValSource, note: Callable[[Block | None], object] = lambda block: None
-) -> dict[str, float]:
+def evaluate(worker: Worker, session: Session, source: ValSource) -> dict[str, float]:
     """Scores over the whole validation split, the same on every rank: top1, top5, loss and num_clips.
 
-    Top-5 is over all classes where there are fewer than five. Videos that are broken are left out; `note` is shown each block.
+    Top-5 is over all classes where there are fewer than five.
     """
     classes = source.shards.classes
     scores = MetricCollection(
@@ -46,34 +44,25 @@ def evaluate(
             "top5": MulticlassAccuracy(len(classes), top_k=min(5, len(classes)), average="micro"),
         }
     ).to(session.device)
-    losses, num_clips = MeanMetric().to(session.device), SumMetric().to(session.device)
+    losses = MeanMetric().to(session.device)
     worker.module.eval()
     with (
         torch.inference_mode(),
         session.feed.blocks(source, [range(source.num_batches(session.world_size))]) as blocks,
     ):
         for block in blocks:
-            note(block)
-            if block is None or not len(block.labels_N):
+            if block is None:
                 continue
             logits = worker.predict(block)
             labels = torch.from_numpy(block.labels_N.copy()).to(session.device)
             scores.update(logits, labels)
             losses.update(F.cross_entropy(logits, labels, reduction="none"))
-            num_clips.update(len(labels))
     worker.module.train()
     results = {name: float(value) for name, value in scores.compute().items()}
-    return {**results, "loss": float(losses.compute()), "num_clips": int(num_clips.compute())}
+    return {**results, "loss": float(losses.compute()), "num_clips": source.shards.num_samples("val")}
 
 
-def precise_bn(
-    worker: Worker,
-    session: Session,
-    run: Run,
-    shards: ShardSet,
-    steps_done: int,
-    note: Callable[[Block | None], object] = lambda block: None,
-) -> None:
+def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, steps_done: int) -> None:
     """Re-estimate running statistics over `train.precise_bn` batches of the base shape (paper, section 3.3).
 
     The batches are a function of the seed and the number of steps done.
@@ -81,7 +70,13 @@ def precise_bn(
     plan = Plan.compile(run.plan.baseline(), shards.num_samples("train"))
     draw = hashlib.sha256(f"precise-bn {run.train.seed} {steps_done}".encode()).digest()
     source = TrainSource(
-        shards, plan, int.from_bytes(draw[:8]) >> 1, run.data.fps, run.data.flip, enlarge=run.data.enlarge
+        shards,
+        plan,
+        int.from_bytes(draw[:8]) >> 1,
+        run.data.fps,
+        run.data.flip,
+        enlarge=run.data.enlarge,
+        sampling=run.data.sampling,
     )
     count = min(run.train.precise_bn, plan.num_steps)
     norms = list(grouped_norms(worker.module))
@@ -92,7 +87,6 @@ def precise_bn(
     with session.feed.blocks(source, [range(count)]) as blocks:
         for index, block in enumerate(blocks):
             step = plan.step_at(index)
-            note(block)
             worker.observe(block, step.shape, step.bn_groups)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import time
@@ -18,21 +17,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgray.check import differences
-from mgray.config import Run, TrainSection
+from mgray.config import Run
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, ClipSource, TrainSource
 from mgray.errors import CheckpointError, TrainingError
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
-from mgray.model.norm import GroupedBatchNorm3d, defer_running_stats
+from mgray.model.norm import defer_running_stats
 from mgray.plan import Plan, Step, eval_steps, sample_at
 from mgray.plan.state import ScheduleState, segments_of
 from mgray.train.average import WeightAverage
 from mgray.train.checkpoint import CheckpointMeta, newest_whole, read_tensors, write_checkpoint
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
-from mgray.train.metrics import MetricsWriter, quarantined
-from mgray.train.quarantine import Finding, Quarantine
+from mgray.train.metrics import MetricsWriter
+from mgray.train.optimizer import build_optimizer
 from mgray.train.session import Session
 from mgray.train.step import Worker
 
@@ -48,23 +47,10 @@ class _Done:
 
     step: Step
     sums: Tensor
-    """Of losses, right answers, clip checksums and faults, float64 [4]."""
+    """Of losses, right answers and clip checksums, float64 [3]."""
     step_s: float
     wait_s: float
     train_s: float
-
-
-def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.SGD:
-    """SGD with weight decay on everything but batch and layer norms (as in the reference); the rate is set at each step.
-
-    The momentum buffer holds gradients without the rate (torch's formulation), so that it needs no correction when the rate jumps.
-    """
-    layers = (module for module in model.modules() if isinstance(module, GroupedBatchNorm3d | nn.LayerNorm))
-    norms = [p for layer in layers for p in layer.parameters()]
-    held = {id(p) for p in norms}
-    rest = [p for p in model.parameters() if id(p) not in held]
-    groups = [{"params": rest, "weight_decay": section.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=0.0, momentum=section.momentum, nesterov=section.nesterov)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -102,8 +88,6 @@ class Loop:
         self._initial = ""
         self._load()
         self._records = MetricsWriter(folder, attempt) if session.rank == 0 else None
-        known = quarantined(folder) if session.rank == 0 else {}
-        self._quarantine = Quarantine(session, shards, run.data.max_broken, known)
         self._evals = frozenset(eval_steps(self.plan, run.train.evals))
         self._shown: dict[str, Any] = {}
 
@@ -112,7 +96,7 @@ class Loop:
 
         Raises:
             TrainingError: a loss is not finite.
-            DataError: too many videos are broken, or the storage does not answer.
+            VideoError: a video cannot be decoded.
         """
         self.worker.module.train()
         self._event("resume" if self.step else "start", f"{self.session.world_size} workers on {self.session.device}")
@@ -135,7 +119,14 @@ class Loop:
         """Where the clips of the steps come from."""
         data = self.run.data
         return TrainSource(
-            self.shards, self.plan, self.run.train.seed, data.fps, data.flip, self.schedule.version, data.enlarge
+            self.shards,
+            self.plan,
+            self.run.train.seed,
+            data.fps,
+            data.flip,
+            self.schedule.version,
+            data.enlarge,
+            data.sampling,
         )
 
     def _steps(self, blocks: Iterator[Block | None]) -> None:
@@ -181,8 +172,7 @@ class Loop:
         sums = self.worker.step(block, step.shape, step.bn_groups, keys, self.optimizer)
         if self.average is not None:
             self.average.update(step.shape.clips, step.first_position)
-        num_faults = self._quarantine.note("train", step.index, block)
-        return torch.cat([sums, sums.new_tensor([0.0 if block is None else clip_checksum(block), num_faults])])
+        return torch.cat([sums, sums.new_tensor([0.0 if block is None else clip_checksum(block)])])
 
     def _check(self, block: Block | None, step: Step) -> None:
         """A block has to be the planned one: a mix-up would train on the wrong clips without a sign of it."""
@@ -202,9 +192,7 @@ class Loop:
         sums = torch.stack([done.sums for done in self._done])
         if self.session.world_size > 1:
             dist.all_reduce(sums)
-        if sums[:, 3].any():
-            self._set_apart(*self._quarantine.gather())
-        for done, (loss, right, checksum, _) in zip(self._done, sums.tolist(), strict=True):
+        for done, (loss, right, checksum) in zip(self._done, sums.tolist(), strict=True):
             clips = done.step.shape.clips
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -219,17 +207,6 @@ class Loop:
             self._records.flush()
             self._show(sums)
         self._done.clear()
-
-    def _set_apart(self, findings: list[Finding], fresh: list[Finding]) -> None:
-        """Record videos that are broken, and stop where they are too many."""
-        for found in fresh if self._records is not None else ():
-            assert self._records is not None
-            path = self.shards.path(found.split, found.sample)
-            self._records.quarantine(found.step, split=found.split, sample=found.sample, path=path, reason=found.reason)
-        if fresh:
-            if self._records is not None:
-                self._records.flush()
-            self._quarantine.check()
 
     def _show(self, sums: Tensor) -> None:
         last = self._done[-1]
@@ -252,11 +229,8 @@ class Loop:
         started = time.perf_counter()
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             if self.run.train.precise_bn:
-                note = functools.partial(self._quarantine.note, "train", self.step)
-                precise_bn(self.worker, self.session, self.run, self.shards, self.step, note)
-            note = functools.partial(self._quarantine.note, "val", self.step)
-            scores = evaluate(self.worker, self.session, validation_source(self.run, self.shards), note)
-            self._set_apart(*self._quarantine.exchange())
+                precise_bn(self.worker, self.session, self.run, self.shards, self.step)
+            scores = evaluate(self.worker, self.session, validation_source(self.run, self.shards))
         if self._records is not None:
             epoch = self.plan.step_at(self.step - 1).epoch
             self._records.validation(

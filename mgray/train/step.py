@@ -23,6 +23,7 @@ from mgray.model.dropout import set_clip_keys
 from mgray.model.norm import BnGroups, commit_running_stats, grouped_norms, set_groups
 from mgray.plan import BatchShape, Share, share_of
 from mgray.train.mix import Targets, mix_groups
+from mgray.train.optimizer import match_strides
 from mgray.train.session import Session, unwrapped
 
 
@@ -107,6 +108,7 @@ class Worker:
                 sums[1] += targets.num_right(logits)
         if self._train.clip_grad:
             nn.utils.clip_grad_norm_(self.module.parameters(), self._train.clip_grad)
+        match_strides(optimizer)
         optimizer.step()
         self.commit()
         return sums

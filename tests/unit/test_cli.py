@@ -85,10 +85,25 @@ def test_the_surface_changes_on_purpose_only() -> None:
         BenchArguments, BenchFeedArguments, DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
-        ["--overrides", "--pyslowfast", "--json", "--plot", "--step-times"],
+        [
+            "--overrides",
+            "--pyslowfast",
+            "--json",
+            "--plot",
+            "--gpus",
+            "--step-times",
+            "--decode-rate",
+            "--cores",
+            "--device-cores",
+            "--tflops",
+            "--network-gbit",
+            "--latency-us",
+            "--optimise",
+        ],
         [
             "--source",
             "--out",
+            "--videos",
             "--levels",
             "--workload",
             "--passthrough",
@@ -203,9 +218,15 @@ def test_plan_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan_predicts_time_from_measured_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     times = tmp_path / "times.json"
     times.write_text('{"64x32x224x224": 1.0, "128x32x158x158": 1.0, "256x32x112x112": 1.0}')
-    arguments = ["plan", "kinetics400_slowfast_r50_baseline", "--plan.short-cycle", "--step-times", str(times)]
-    assert cli.main(arguments) == 0
-    assert "2.33x by measured step times" in capsys.readouterr().out
+    tiny = ["--model.depth", "10", "--model.width", "8", "--data.num-samples", "2000", "--plan.short-cycle"]
+    arguments = ["plan", "kinetics400_slowfast_r50_baseline", *tiny, "--step-times", str(times)]
+    found = plan_json(capsys, *arguments[1:], "--json")
+    assert found["forecast"]["speed_up"] == pytest.approx(found["totals"]["step_ratio"], rel=1e-3)
+    assert found["forecast"]["gpus"] == 1
+    assert cli.main([*arguments, "--gpus", "2", "--decode-rate", "100", "--cores", "4", "--optimise"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 device(s):" in shown and "ACCURACY IS NOT PREDICTED" in shown and "--plan.long-factors" in shown
+    assert max(map(len, shown.partition("device(s)")[0].splitlines())) <= 120
 
 
 def fake_module(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> list[tuple[tuple[Any, ...], dict]]:
@@ -264,7 +285,10 @@ def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_module(monkeypatch, "mgray.trainer", "ingest_with_progress")
     assert cli.main(["ingest", "videos", "shards", "--levels", "180", "128"]) == 0
     assert calls == [
-        (("videos", "shards"), {"levels": (180, 128), "val_fraction": 0.2, "max_broken": 0.01, "limit_s": 600.0})
+        (
+            ("videos", "shards"),
+            {"levels": (180, 128), "val_fraction": 0.2, "videos": "", "max_broken": 0.01, "limit_s": 600.0},
+        )
     ]
 
 
@@ -341,6 +365,11 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["plan", "--data.path", "missing"], "data.path = 'missing'"),
         (["plan", "smoke", "--plot", "plan.bmp"], "plan.bmp"),
         (["plan", "smoke", "--step-times", "missing.json"], "missing.json"),
+        (["plan", "smoke", "--gpus", "2", "--decode-rate", "quick"], "decode_rate = 'quick'"),
+        (["plan", "smoke", "--gpus", "2", "--decode-rate", "0"], "is no rate"),
+        (["plan", "smoke", "--gpus", "-1"], "gpus = -1"),
+        (["plan", "smoke", "--gpus", "1", "--tflops", "0"], "tflops = 0"),
+        (["plan", "smoke", "--gpus", "1", "--model.name", "resnet"], "model.name = 'resnet'"),
         (["train"], "NAME = ''"),
         (["train", "smok"], "did you mean smoke?"),
         (["train", "folder"], "data.path = ''"),

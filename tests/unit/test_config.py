@@ -60,6 +60,7 @@ def test_whole_numbers_are_floats_where_floats_are_meant() -> None:
         (TrainSection, "label_smoothing", 1.0),
         (TrainSection, "mixup", -0.1),
         (TrainSection, "cutmix", float("inf")),
+        (TrainSection, "betas", (0.9, 1.0)),
         (TrainSection, "ema", 1.0),
         (TrainSection, "evals", 0),
         (TrainSection, "micro_groups", -1),

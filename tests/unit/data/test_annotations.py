@@ -105,7 +105,7 @@ def test_lists_in_a_folder(tmp_path):
 def test_paths_count_from_a_given_root(tmp_path):
     touch(tmp_path / "videos", "1.mp4", "2.mp4")
     path = listed(tmp_path, "1.mp4 0\n2.mp4 0\n")
-    assert read_annotations(path, root=str(tmp_path / "videos")).root == str(tmp_path / "videos")
+    assert read_annotations(path, videos=str(tmp_path / "videos")).root == str(tmp_path / "videos")
     assert "cannot be found" in refusal(path)
 
 

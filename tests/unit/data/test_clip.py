@@ -221,3 +221,38 @@ def test_sliding_clips_begin_at_even_times():
     assert starts(0.0, 32) == [0, 16]
     assert starts(1.0, 10) == [0]
     assert starts(1e-9, 18) == [0, 1, 2]
+
+
+@given(steps(), positions, seeds, videos)
+def test_segments_cover_the_whole_video_with_a_frame_of_each(step, position, seed, video):
+    clip = train_clip(step, position, 3, video, seed=seed, fps=0.0, flip=True, sampling="segments")
+    check_geometry(clip, video)
+    size = (video.num_frames - 1) / step.shape.frames
+    for number, frame in enumerate(clip.frames):
+        assert round(size * number) <= frame <= round(size * (number + 1))
+    plain = train_clip(step, position, 3, video, seed=seed, fps=0.0, flip=True)
+    assert (clip.box, clip.flip) == (plain.box, plain.flip)  # the same draws
+
+
+def test_frames_of_segments_are_all_of_them_alike_in_training_and_the_middle_one_otherwise():
+    video = VideoInfo(41, 320, 240, 25.0)
+    step = make_step(frames=4, crop=112, jitter=(128, 160))
+    seen = [
+        train_clip(step, position, 0, video, seed=1, fps=0.0, flip=False, sampling="segments").frames
+        for position in range(3000)
+    ]
+    for number in range(4):
+        counts = Counter(frames[number] for frames in seen)
+        assert sorted(counts) == list(range(10 * number, 10 * number + 11))
+        assert max(counts.values()) < 1.5 * 3000 / 11
+    options = {"stride": 2, "short_side": 128, "fps": 0.0}
+    shape = ClipShape(4, 112, 112)
+    (centre,) = view_clips(0, video, shape, Views(), **options, sampling="segments")
+    assert centre.frames == (5, 15, 25, 35)
+    # PySlowFast: (round(44/3 * i) + round(44/3 * (i + 1))) // 2
+    (thirds,) = view_clips(
+        0, VideoInfo(45, 320, 240, 25.0), ClipShape(3, 112, 112), Views(), **options, sampling="segments"
+    )
+    assert thirds.frames == ((0 + 15) // 2, (15 + 29) // 2, (29 + 44) // 2)
+    several = [clip.frames for clip in view_clips(0, video, shape, Views(clips=3), **options, sampling="segments")]
+    assert several == [(0, 10, 20, 30), (5, 15, 25, 35), (10, 20, 30, 40)]

@@ -177,7 +177,7 @@ def test_what_is_no_set_is_refused(tmp_path, root):
     check_refused(tmp_path / "empty", "holds no manifest.json; make shards")
     tree = json.loads((root / MANIFEST).read_text())
     for change, words in (
-        ({"version": 1}, f"have version 1, this code reads {VERSION}; ingest"),
+        ({"version": 1}, f"have version 1, this code reads {VERSION} and 3; ingest"),
         ({"format": "else"}, "does not describe mgray shards"),
         ({"novel": 1}, "lacks or misnames a field"),
     ):

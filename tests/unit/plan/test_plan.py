@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
@@ -206,3 +207,25 @@ def test_kept_spans_cover_what_the_base_shape_covers() -> None:
             assert batch.height / high == pytest.approx(224 / 320, rel=0.01)
     varied = Plan.compile(PlanSpec(long_cycle="stage", short_cycle=True), 5000)
     assert [p.batches for p in varied.phases] == [p.batches for p in kept.phases]
+
+
+def test_cycles_of_a_stage_repeat_its_shapes() -> None:
+    spec = PlanSpec(batch=8, epochs=40, lr_steps=(0, 24, 32), long_cycle="stage", short_cycle=True, epoch_factor=1.5)
+    once, twice = (Plan.compile(dataclasses.replace(spec, cycles=cycles), 1000) for cycles in (1, 2))
+    shapes = [[(p.frames, p.crop) for p in plan.phases if p.stage == 0] for plan in (once, twice)]
+    assert shapes[1] == shapes[0] * 2
+    assert twice.num_epochs == once.num_epochs
+    assert twice.voxels == pytest.approx(once.voxels, rel=0.05)
+    assert [p.lr for p in twice.phases if p.stage == 0] == [p.lr for p in once.phases if p.stage == 0] * 2
+
+
+def test_final_share_sets_the_epochs_of_fine_tuning() -> None:
+    spec = PlanSpec(batch=8, epochs=40, lr_steps=(0, 24, 32), long_cycle="stage", final_share=0.5)
+    final = Plan.compile(spec, 1000).phases[-1]
+    assert (final.stage, final.end_epoch - final.first_epoch) == (2, 20)
+
+
+def test_newer_fields_at_their_defaults_leave_the_digest_alone() -> None:
+    assert not {"cycles", "final_share"} & PlanSpec().to_json().keys()
+    assert PlanSpec(cycles=2).to_json()["cycles"] == 2
+    assert Plan.compile(PlanSpec(), 1000).digest() != Plan.compile(PlanSpec(cycles=2), 1000).digest()

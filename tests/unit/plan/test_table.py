@@ -27,11 +27,3 @@ def test_baseline_table_has_one_number_a_cell() -> None:
     table = Plan.compile(PlanSpec(), 1000).table()
     (row,) = table.rows
     assert row[1:6] == ("-", "0-238", "32", "224", "64")
-
-
-def test_measured_step_times_show_in_the_totals() -> None:
-    plan = Plan.compile(PlanSpec(batch=8, short_cycle=True), 1000)
-    times = {str(batch): 2.0 for phase in plan.phases for batch in phase.batches}
-    totals = "\n".join(plan.table(times).totals)
-    assert "by measured step times" in totals
-    assert f"{plan.num_steps * 2 // 3600} h" in totals

@@ -71,7 +71,7 @@ class RunWriter:
 
     def train(self, accuracies: Sequence[float], *, finish: bool = True) -> Path:
         """Train the whole plan, with these validation accuracies at equal distances; returns the folder."""
-        self.event(0, "start", "2 workers")
+        self.event(0, "start", "2 workers on cpu")
         done = 0
         for number, top1 in enumerate(accuracies, start=1):
             end = self.plan.num_steps * number // len(accuracies)
