@@ -53,8 +53,12 @@ def check_input(run: Run) -> None:
             "data.path", run.data.path, "is empty", "give --data.path: a folder of videos, a list, or shards"
         )
     if not is_shards(run.data.path):
-        read_annotations(run.data.path, val_fraction=run.data.val_fraction, videos=run.data.videos)
-    elif not ShardSet.open(run.data.path).is_passthrough and run.feed.source == "files":
+        found = read_annotations(run.data.path, val_fraction=run.data.val_fraction, videos=run.data.videos)
+        _check_smoothing(run, found.multi_label)
+        return
+    shards = ShardSet.open(run.data.path)
+    _check_smoothing(run, shards.multi_label)
+    if not shards.is_passthrough and run.feed.source == "files":
         raise ConfigError(
             "feed.source", run.feed.source, f"does not go with the shards in {run.data.path}",
             "give the videos themselves as --data.path, or leave it out",
@@ -69,6 +73,13 @@ def _check_mixing(run: Run) -> None:
                 f"plan.{name}", getattr(run.plan, name), f"leaves train.{mixing[0]} no other clip of the BN group to mix with",
                 f"give 2 or more, or --train.{mixing[0]} 0",
             )  # fmt: skip
+
+
+def _check_smoothing(run: Run, multi_label: bool) -> None:
+    if multi_label and run.train.label_smoothing:
+        raise ConfigError(
+            "train.label_smoothing", run.train.label_smoothing, "does not go with videos of several classes", "leave it out"
+        )  # fmt: skip
 
 
 def _check_storage(run: Run) -> None:

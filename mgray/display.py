@@ -58,10 +58,10 @@ class TrainDisplay:
             return
         step = status["step"]
         done = progress_at(self._plan, step).fraction
-        top1 = f"  val {100 * status['top1']:.1f}%" if "top1" in status else ""
+        score = f"  val {100 * status['score']:.1f}%" if "score" in status else ""
         text = (
             f"phase {status['phase'] + 1}/{len(self._plan.phases)} {status['shape']}  step {step}/{self._plan.num_steps}  "
-            f"{status['clips_per_s']:.1f} clips/s  wait {100 * status['wait_share']:.0f}%  loss {status['loss']:.3f}{top1}"
+            f"{status['clips_per_s']:.1f} clips/s  wait {100 * status['wait_share']:.0f}%  loss {status['loss']:.3f}{score}"
         )
         self._bar.update(self._task, completed=done)
         self._text.plain = text

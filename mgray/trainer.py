@@ -51,7 +51,9 @@ class TrainResult:
     folder: Path
     steps: int
     train_s: float
-    top1: float
+    score: float
+    """Of the last validation: top-1, or mAP where videos have several classes."""
+    metric: str = "top-1"
 
 
 def train(run: Run, *, verbose: bool = False, console: Console | None = None) -> TrainResult:
@@ -87,7 +89,7 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
             ray.kill(driver)
     result = _result(folder)
     console.print(
-        f"{run.name}: top-1 {100 * result.top1:.1f} % after {result.steps} steps, {result.train_s:.0f} s of training ({folder})",
+        f"{run.name}: {result.metric} {100 * result.score:.1f} % after {result.steps} steps, {result.train_s:.0f} s of training ({folder})",
         soft_wrap=True,
     )
     return result
@@ -217,6 +219,7 @@ def _write_records(folder: Path, run: Run, plan: Plan, shards: ShardSet) -> None
     folder.mkdir(parents=True, exist_ok=True)
     data = {
         "classes": list(shards.classes),
+        "multi_label": shards.multi_label,
         "num_train": shards.num_samples("train"),
         "num_val": shards.num_samples("val"),
         "digest": shards.digest(),
@@ -303,4 +306,4 @@ def _result(folder: Path) -> TrainResult:
             "run", records.name, "ended before its schedule", "start it again: it goes on from its last checkpoint"
         )
     last = records.evals[-1]
-    return TrainResult(folder=folder, steps=last.step, train_s=last.train_s, top1=last.top1)
+    return TrainResult(folder=folder, steps=last.step, train_s=last.train_s, score=last.score, metric=records.metric)

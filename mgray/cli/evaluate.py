@@ -24,8 +24,8 @@ class EvalArguments:
     """Other shards to evaluate on; default: those the run was trained on."""
     views: Annotated[str, tyro.conf.arg(metavar="CLIPSxCROPS")] = "1x1"
     """Clips spread over each video, times 1 centre crop or 3 along the longer side, e.g. 10x3; their scores are pooled."""
-    pool: typing.Literal["mean", "max"] = "mean"
-    """A video's scores: the mean or the maximum of its views' softmax (max for Charades)."""
+    pool: typing.Literal["auto", "mean", "max"] = "auto"
+    """A video's scores: the mean or the maximum of its views' scores; auto takes the maximum where videos have several classes."""
     short_side: Annotated[int, tyro.conf.arg(metavar="PIXELS")] = 0
     """Short side that videos are resized to before they are cropped; 0 is plan.jitter_min (the crop, where that is larger)."""
     crop: Annotated[int, tyro.conf.arg(metavar="PIXELS")] = 0
@@ -60,7 +60,7 @@ def _eval(arguments: Sequence[str]) -> None:
     from mgray.data.clip import Views
 
     views = Views.parse(command.views)
-    from mgray.evaluation.run import Viewing, check_output, evaluate_run
+    from mgray.evaluation.run import Viewing, check_confusion, check_output, evaluate_run
     from mgray.evaluation.view import print_evaluation, progress_bar
     from mgray.report.confusion import plot_confusion
     from mgray.report.picture import check_picture
@@ -71,6 +71,7 @@ def _eval(arguments: Sequence[str]) -> None:
     )
     if command.plot is not None:
         check_picture(command.plot)
+        check_confusion(command.run)
     if command.predictions is not None:
         check_output("predictions", command.predictions)
     with progress_bar("evaluate") as show:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mgray.config import Run
-from mgray.data.clip import ASSUMED_FPS, clip_span, sliding_clips
+from mgray.data.clip import ASSUMED_FPS, Views, clip_span, sliding_clips, view_clips
 from mgray.data.decode import decode_clips, index_packets
 from mgray.data.shard import StoredVideo
 from mgray.data.source import Block
@@ -58,7 +58,7 @@ class VideoPrediction:
     duration_s: float
     windows: tuple[WindowPrediction, ...]
     top: tuple[Ranked, ...]
-    """The five likeliest classes by the mean over the windows."""
+    """The five likeliest classes by the mean over the windows (their maximum, where a video has several classes)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -86,6 +86,8 @@ class Predictor:
     run: Run
     classes: tuple[str, ...]
     worker: Worker
+    multi_label: bool = False
+    """Whether a video has several classes, so that scores are a sigmoid's and pooled by their maximum."""
 
     @classmethod
     def load(cls, path: str) -> Self:
@@ -99,7 +101,8 @@ class Predictor:
         run = Run.from_json(meta.run)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         session = LocalSession(folder.parent, run.feed, device=device)
-        return cls(checkpoint=folder, run=run, classes=meta.classes, worker=trained_worker(folder, meta, session))
+        worker = trained_worker(folder, meta, session)
+        return cls(checkpoint=folder, run=run, classes=meta.classes, worker=worker, multi_label=meta.multi_label)
 
     def predict(
         self, path: str, *, every_s: float = 0.0, on_progress: Callable[[int, int], None] | None = None
@@ -111,40 +114,47 @@ class Predictor:
             on_progress: told how many clips are done, of how many.
 
         Raises:
-            ConfigError: `every_s` is negative or no number.
+            ConfigError: `every_s` is negative or no number, or the model is one of whole videos.
             VideoError: the file cannot be opened or decoded.
         """
         if not (math.isfinite(every_s) and every_s >= 0):
             raise ConfigError("every", every_s, "must not be negative", "give seconds, e.g. 0.5")
         plan, fps = self.run.plan, self.run.data.fps
+        whole_video = self.run.data.sampling == "segments"
+        if whole_video and every_s:
+            raise ConfigError(
+                "every", every_s, "does not go with a model of whole videos (data.sampling segments)", "leave it out"
+            )
         try:
             video = _opened(path)
             shape = ClipShape(plan.frames, plan.crop, plan.crop)
-            specs = sliding_clips(
-                video.source, shape, stride=plan.stride, short_side=plan.jitter_min, fps=fps, every_s=every_s
-            )
+            grid = {"stride": plan.stride, "short_side": plan.jitter_min}
+            if whole_video:
+                specs = tuple(view_clips(0, video.source, shape, Views(), **grid, fps=fps, sampling="segments"))
+            else:
+                specs = sliding_clips(video.source, shape, **grid, fps=fps, every_s=every_s)
             parts = []
             for first in range(0, len(specs), self.run.train.eval_batch):
                 some = specs[first : first + self.run.train.eval_batch]
                 clips_NTHWC = np.empty((len(some), shape.frames, shape.height, shape.width, 3), np.uint8)
                 decode_clips(video, some, clips_NTHWC)
-                parts.append(log_scores(self.worker, _block(clips_NTHWC), len(some)))
+                parts.append(log_scores(self.worker, _block(clips_NTHWC), len(some), multi_label=self.multi_label))
                 if on_progress is not None:
                     on_progress(first + len(some), len(specs))
         except VideoError as error:
             raise VideoError("VIDEO", path, error.problem, "name another file, or repair it") from None
         log_NC = torch.cat(parts)
         rate, total = video.source.fps or ASSUMED_FPS, video.source.num_frames
-        span = clip_span(video.source, shape, stride=plan.stride, fps=fps)
+        span = total if whole_video else clip_span(video.source, shape, stride=plan.stride, fps=fps)
         windows = tuple(
             WindowPrediction(
-                start_s=spec.frames[0] / rate,
-                end_s=min(spec.frames[0] + span, total) / rate,
+                start_s=0.0 if whole_video else spec.frames[0] / rate,
+                end_s=(total if whole_video else min(spec.frames[0] + span, total)) / rate,
                 top=self._ranked(scores_C, TOP_OF_WINDOW),
             )
             for spec, scores_C in zip(specs, log_NC.exp().cpu().numpy(), strict=True)
         )
-        whole_C = pooled(log_NC[None], "mean")[0].cpu().numpy()
+        whole_C = pooled(log_NC[None], "max" if self.multi_label else "mean")[0].cpu().numpy()
         return VideoPrediction(path=path, duration_s=total / rate, windows=windows, top=self._ranked(whole_C, TOP))
 
     def _ranked(self, scores_C: npt.NDArray[np.float64], count: int) -> tuple[Ranked, ...]:

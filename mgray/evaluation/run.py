@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -37,8 +37,8 @@ class Viewing:
     """How a checkpoint is evaluated."""
 
     views: Views = dataclasses.field(default_factory=Views)
-    pool: Pool = "mean"
-    """How the views' softmax scores become the video's."""
+    pool: Literal["auto", "mean", "max"] = "auto"
+    """How the views' scores become the video's; auto is the maximum where videos have several classes, else the mean."""
     short_side: int = 0
     """Pixels that a video's short side is resized to; 0 is the plan's jitter_min (the crop, where that is larger)."""
     crop: int = 0
@@ -108,6 +108,19 @@ def check_output(field: str, out: Path) -> None:
         raise ConfigError(field, str(out), "is a folder, or in one that cannot be written to", "name another file")
 
 
+def check_confusion(path: str) -> None:
+    """Refuse a confusion matrix of videos that have several classes.
+
+    Raises:
+        CheckpointError: `path` holds no whole checkpoint.
+        ConfigError: its videos have.
+    """
+    if read_meta(newest_checkpoint(Path(path).expanduser())).multi_label:
+        raise ConfigError(
+            "plot", path, "has several classes a video, of which there is no confusion matrix", "leave it out, or give --per-class"
+        )  # fmt: skip
+
+
 def evaluate_run(
     path: str, viewing: Viewing | None = None, *, data: str | None = None, on_progress: Progress | None = None
 ) -> Evaluation:
@@ -122,6 +135,7 @@ def evaluate_run(
     viewing = viewing or Viewing()
     folder = newest_checkpoint(Path(path).expanduser())
     meta = read_meta(folder)
+    pool = _pool(viewing, meta)
     run = Run.from_json(meta.run)
     source = _source(run, _shards(run, meta, folder, data), viewing)
     total = source.shards.num_samples("val")
@@ -135,16 +149,22 @@ def evaluate_run(
         show(done, total)
     found = VideoScores.joined(parts, total)
     return Evaluation(
-        checkpoint=folder, step=meta.step, source=source, pool=viewing.pool, seconds=time.perf_counter() - started,
+        checkpoint=folder, step=meta.step, source=source, pool=pool, seconds=time.perf_counter() - started,
         found=found, figures=figures_of(found, meta.classes),
     )  # fmt: skip
+
+
+def _pool(viewing: Viewing, meta: CheckpointMeta) -> Pool:
+    if viewing.pool == "auto":
+        return "max" if meta.multi_label else "mean"
+    return viewing.pool
 
 
 def _shards(run: Run, meta: CheckpointMeta, folder: Path, data: str | None) -> ShardSet:
     stored = folder.parent / "data.json"
     where = data or (json.loads(stored.read_text())["shards"] if stored.is_file() else run.data.path)
     shards = ShardSet.open(where)
-    if shards.classes != meta.classes:
+    if (shards.classes, shards.multi_label) != (meta.classes, meta.multi_label):
         raise DataError("data", where, f"has other classes than the checkpoint ({len(shards.classes)}, {len(meta.classes)})", "give the shards it was trained on, or ones with its classes")  # fmt: skip
     if not shards.num_samples("val"):
         raise DataError("data", where, "holds no video to validate on", "ingest videos of a split val, or give others")
@@ -176,7 +196,7 @@ def _scored_here(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     session = LocalSession(folder.parent, run.feed, device=device)
     worker = trained_worker(folder, meta, session)
-    yield from score_views(worker, session, source, viewing.pool, run.train.eval_batch)
+    yield from score_views(worker, session, source, _pool(viewing, meta), run.train.eval_batch)
 
 
 def _scored_on_ray(
@@ -216,4 +236,4 @@ def _share(
         folder.parent, dataclasses.replace(run.feed, decoders=decoders), rank, viewing.workers, torch.device(device)
     )  # fmt: skip
     worker = trained_worker(folder, meta, session)
-    yield from score_views(worker, session, source, viewing.pool, run.train.eval_batch)
+    yield from score_views(worker, session, source, _pool(viewing, meta), run.train.eval_batch)

@@ -60,8 +60,9 @@ def print_evaluation(result: Evaluation, *, per_class: bool, console: Console | 
         f"{source.views} of {shape.frames}x{shape.height}x{shape.width}, stride {source.stride}, "
         f"short side {source.short_side}; {result.pool} of the scores",
     )
-    table.add_row("top-1", f"[bold]{_percent(figures.top1)}[/]")
-    table.add_row(f"top-{min(5, len(result.classes))}", f"[bold]{_percent(figures.top5)}[/]")
+    if figures.top1 is not None and figures.top5 is not None:
+        table.add_row("top-1", f"[bold]{_percent(figures.top1)}[/]")
+        table.add_row(f"top-{min(5, len(result.classes))}", f"[bold]{_percent(figures.top5)}[/]")
     table.add_row("mAP", f"[bold]{_percent(figures.mean_average_precision)}[/]")
     table.add_row("loss", f"{figures.loss:.4f}")
     table.add_row("time", f"{result.seconds:.1f} s, {videos * len(source.views) / result.seconds:.1f} clips/s")

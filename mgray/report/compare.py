@@ -44,16 +44,16 @@ class RunResult:
     eval_s: float
     wait_share: float
     """Share of the training time that was spent waiting for data; NaN before the first step."""
-    final_top1: float | None
-    best_top1: float | None
+    final_score: float | None
+    best_score: float | None
 
     def seconds_to_share(self, share: float) -> float | None:
         """Training seconds to this share of the partner's best accuracy; None where it was not reached."""
-        target = self.partner.best_top1
+        target = self.partner.best_score
         return None if target is None else self.records.seconds_to(share * target)
 
     def partner_seconds_to_share(self, share: float) -> float | None:
-        target = self.partner.best_top1
+        target = self.partner.best_score
         return None if target is None else self.partner.seconds_to(share * target)
 
 
@@ -100,9 +100,9 @@ class Group:
         )
 
     @property
-    def best_top1(self) -> float | None:
+    def best_score(self) -> float | None:
         """Mean over its runs of the best accuracy; None before the first validation of each."""
-        best = [result.best_top1 for result in self.results if result.best_top1 is not None]
+        best = [result.best_score for result in self.results if result.best_score is not None]
         return statistics.fmean(best) if best else None
 
     @property
@@ -130,6 +130,11 @@ class Comparison:
         return self.groups[0]
 
     @property
+    def metric(self) -> str:
+        """What validations are scored by: "top-1" or "mAP"."""
+        return self.baseline.results[0].records.metric
+
+    @property
     def is_alone(self) -> bool:
         """True when there is no other schedule to compare the baseline with."""
         return len(self.groups) == 1
@@ -148,34 +153,35 @@ class Comparison:
         some = whole or [group for group in others if group.reach().speedup is not None]
         if some:
             return max(some, key=lambda group: group.reach().speedup or 0.0)
-        return max(others, key=lambda group: group.best_top1 or 0.0, default=None)
+        return max(others, key=lambda group: group.best_score or 0.0, default=None)
 
     def headline(self) -> str:
         """One sentence with the measured speed-up, or what stands in the way of one."""
         leader, base = self.leader, self.baseline
         if leader is None:
-            best = base.best_top1
-            reached = "has no validation yet" if best is None else f"reaches {percent(best)} top-1"
+            best = base.best_score
+            reached = "has no validation yet" if best is None else f"reaches {percent(best)} {self.metric}"
             trained = spread([r.train_s for r in base.results], seconds)
             return f"{base.label} {reached} in {trained} of training; there is no other schedule to compare it with."
-        target = base.best_top1
-        if target is None or leader.best_top1 is None:
+        target = base.best_score
+        if target is None or leader.best_score is None:
             lacking = base if target is None else leader
             return f"No comparison yet: {lacking.label} has no validation so far."
-        reach, goal = leader.reach(), f"the baseline's best top-1 accuracy ({percent(target)})"
+        score = f"{self.metric}{' accuracy' if self.metric == 'top-1' else ''}"
+        reach, goal = leader.reach(), f"the baseline's best {score} ({percent(target)})"
         if reach.speedup is None:
             near = leader.reach(self.near_share)
             if near.speedup is not None and near.speedup > 1:
                 return (
                     f"{leader.label} comes within the standard error ({points(target * (1 - near.share))}) of {goal} "
                     f"{factor(near.speedup)} sooner: in {seconds(statistics.fmean(near.seconds))} of training against "
-                    f"{seconds(statistics.fmean(near.partner_seconds))}; its own best is {percent(leader.best_top1)}."
+                    f"{seconds(statistics.fmean(near.partner_seconds))}; its own best is {percent(leader.best_score)}."
                 )
             trained = spread([r.train_s for r in leader.results], seconds)
             verb = "does not reach" if leader.is_finished else "has so far not reached"
             return (
-                f"No speed-up: {leader.label} {verb} {goal}; its best is {percent(leader.best_top1)}, "
-                f"{points(target - leader.best_top1)} below, in {trained} of training."
+                f"No speed-up: {leader.label} {verb} {goal}; its best is {percent(leader.best_score)}, "
+                f"{points(target - leader.best_score)} below, in {trained} of training."
             )
         own, theirs = statistics.fmean(reach.seconds), statistics.fmean(reach.partner_seconds)
         if reach.speedup > 1:
@@ -193,9 +199,9 @@ class Comparison:
 
     @property
     def near_share(self) -> float:
-        """The share of the baseline's best accuracy that lies one standard error of it below (binomial)."""
-        best, evals = self.baseline.best_top1, self.baseline.results[0].records.evals
-        if not best or not evals:
+        """The share of the baseline's best accuracy that lies one standard error of it below (binomial; of mAP all of it)."""
+        best, evals = self.baseline.best_score, self.baseline.results[0].records.evals
+        if not best or not evals or self.metric != "top-1":
             return 1.0
         return 1.0 - standard_error(best, evals[-1].num_clips) / best
 
@@ -226,8 +232,8 @@ class Comparison:
             each("training time", lambda r: r.train_s, seconds),
             each("validation time", lambda r: r.eval_s, seconds),
             each("data wait", lambda r: r.wait_share, percent),
-            accuracy("final top-1", lambda r: r.final_top1),
-            accuracy("best top-1", lambda r: r.best_top1),
+            accuracy(f"final {self.metric}", lambda r: r.final_score),
+            accuracy(f"best {self.metric}", lambda r: r.best_score),
             *(() if self.is_alone else speed),
         )
 
@@ -252,7 +258,7 @@ class Comparison:
         notes = ["Training time leaves out validation, saving and start-up."]
         if not self.is_alone:
             notes[0] += (
-                " The time to the baseline's best is the training time at the first validation whose top-1 is at least the "
+                f" The time to the baseline's best is the training time at the first validation whose {self.metric} is at least the "
                 "baseline's best; nothing is interpolated."
             )
         if any(len(group.results) > 1 for group in self.groups):
@@ -267,8 +273,8 @@ class Comparison:
             notes.append(
                 f"Validated, on average: {', '.join(gaps)} of training; a time to an accuracy is known to within that."
             )
-        best, base = self.baseline.best_top1, self.baseline.results[0].records
-        if best is not None and base.evals:
+        best, base = self.baseline.best_score, self.baseline.results[0].records
+        if best is not None and base.evals and self.metric == "top-1":
             clips = base.evals[-1].num_clips
             notes.append(
                 f"Accuracy is measured on {clips:,} validation clips: one clip is {points(1 / max(1, clips))}, the standard error "
@@ -397,7 +403,7 @@ def _eval_gap_s(group: Group) -> float | None:
 
 
 def _is_last_best(records: RunRecords) -> bool:
-    return len(records.evals) > 1 and all(records.evals[-1].top1 > record.top1 for record in records.evals[:-1])
+    return len(records.evals) > 1 and all(records.evals[-1].score > record.score for record in records.evals[:-1])
 
 
 def _group_key(records: RunRecords) -> tuple[Run, tuple[str, ...]]:
@@ -436,8 +442,8 @@ def _result(records: RunRecords, partner: RunRecords) -> RunResult:
         train_s=train_s,
         eval_s=sum(record.eval_s for record in records.evals),
         wait_share=float(np.nansum(steps.wait_s)) / train_s if train_s > 0 else float("nan"),
-        final_top1=records.evals[-1].top1 if records.evals else None,
-        best_top1=records.best_top1,
+        final_score=records.evals[-1].score if records.evals else None,
+        best_score=records.best_score,
     )
 
 

@@ -58,7 +58,7 @@ def _page(comparison: Comparison, pictures: Sequence[Picture], commands: Sequenc
     title = " and ".join(group.label for group in comparison.groups)
     body = [
         f'<p class="eyebrow">mgray report · {time.strftime("%Y-%m-%d %H:%M")}</p>',
-        f"<h1>{html.escape(comparison.headline()).replace('top-1', '<span>top-1</span>')}</h1>",
+        f"<h1>{html.escape(comparison.headline()).replace(comparison.metric, f'<span>{comparison.metric}</span>')}</h1>",
         _tiles(comparison),
         "<h2>Totals</h2>" if comparison.is_alone else "<h2>Comparison</h2>",
         _card(_comparison_table(comparison, comparison.rows()), _notes(comparison)),
@@ -115,20 +115,20 @@ def _row(*cells: str) -> str:
 def _tiles(comparison: Comparison) -> str:
     """The leading schedule beside the baseline in four figures; nothing where there is no other schedule."""
     leader, base = comparison.leader, comparison.baseline
-    if leader is None or leader.best_top1 is None or base.best_top1 is None:
+    if leader is None or leader.best_score is None or base.best_score is None:
         return ""
     reach, near = leader.reach(), leader.reach(comparison.near_share)
     train_s = [statistics.fmean(r.train_s for r in group.results) for group in (leader, base)]
     voxels = [statistics.fmean(r.num_voxels for r in group.results) for group in (leader, base)]
     runs = f", in {len(reach.seconds)} of {len(leader.results)} runs" if reach.num_missed else ""
-    gap = leader.best_top1 - base.best_top1
+    gap = leader.best_score - base.best_score
     tiles = [
         (factor(reach.speedup), f"speed-up to the baseline's best accuracy{runs}")
         if reach.speedup
         else (factor(near.speedup), "speed-up to within a standard error of the baseline's best accuracy")
         if near.speedup
         else ("not reached", "the baseline's best accuracy"),
-        (f"{'+' if gap >= 0 else ''}{points(gap)}", f"best top-1: {percent(leader.best_top1)}, baseline {percent(base.best_top1)}"),
+        (f"{'+' if gap >= 0 else ''}{points(gap)}", f"best {comparison.metric}: {percent(leader.best_score)}, baseline {percent(base.best_score)}"),
         (seconds(train_s[0]), f"whole training, baseline {seconds(train_s[1])}"),
         (magnitude(voxels[0]), f"voxels trained on, baseline {magnitude(voxels[1])}"),
     ]  # fmt: skip

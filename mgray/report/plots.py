@@ -92,7 +92,7 @@ def draw_pictures(comparison: Comparison, out: Path) -> tuple[Picture, ...]:
                 _accuracy_over_time(comparison),
                 "accuracy_time",
                 "Accuracy over training time",
-                "Validation top-1 at the base shape. "
+                f"Validation {comparison.metric} at the base shape. "
                 + (
                     "The dashed line is the best."
                     if comparison.is_alone
@@ -191,14 +191,14 @@ def _longest_s(comparison: Comparison) -> float:
     return max(result.train_s for group in comparison.groups for result in group.results)
 
 
-def _accuracy_axis(axes: Axes) -> None:
+def _accuracy_axis(axes: Axes, metric: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g} %"))
-    axes.set_ylabel("validation top-1")
+    axes.set_ylabel(f"validation {metric}")
 
 
 def _draw_accuracy(axes: Axes, group: Group, costs: Sequence[FloatColumn], colour: str, marker: str) -> None:
     """Accuracy over a cost of each run: the mean and range where all runs were validated equally often."""
-    accuracies = [np.array([record.top1 for record in result.records.evals]) for result in group.results]
+    accuracies = [np.array([record.score for record in result.records.evals]) for result in group.results]
     if len(costs) > 1 and len({len(cost) for cost in costs}) == 1:
         mean, cost = np.mean(accuracies, axis=0), np.mean(costs, axis=0)
         axes.fill_between(cost, np.min(accuracies, axis=0), np.max(accuracies, axis=0), color=colour, alpha=0.15, lw=0)
@@ -224,8 +224,8 @@ def _accuracy_over_time(comparison: Comparison) -> Figure:
         costs = [np.array([record.train_s for record in result.records.evals]) for result in group.results]
         _draw_accuracy(axes, group, costs, colour, marker)
     _time_axis(axes, _longest_s(comparison))
-    _accuracy_axis(axes)
-    target = comparison.baseline.best_top1
+    _accuracy_axis(axes, comparison.metric)
+    target = comparison.baseline.best_score
     if target is not None:
         axes.axhline(target, color=INK, lw=1.1, ls=(0, (4, 3)), zorder=1.5)
         reached_s = float(np.mean(comparison.baseline.reach().seconds))
@@ -288,7 +288,7 @@ def _accuracy_over_cost(comparison: Comparison) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: magnitude(value)))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlim(left=0)
-        _accuracy_axis(axes)
+        _accuracy_axis(axes, comparison.metric)
     voxels.set_ylabel("")
     _legend(figure, clips)
     return figure

@@ -60,13 +60,12 @@ class StepRecords:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalRecord:
-    """One validation, after `step` steps; `top1` and `top5` are fractions."""
+    """One validation, after `step` steps; `score` is a fraction: top-1, or mAP where videos have several classes."""
 
     attempt: int
     step: int
     epoch: float
-    top1: float
-    top5: float
+    score: float
     loss: float
     num_clips: int
     eval_s: float
@@ -93,6 +92,7 @@ class DataRecord:
     num_train: int
     num_val: int
     digest: str
+    multi_label: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,13 +121,18 @@ class RunRecords:
         return bool(marks) and marks[-1] == "finish"
 
     @property
-    def best_top1(self) -> float | None:
-        """Best validation accuracy; None before the first validation."""
-        return max((record.top1 for record in self.evals), default=None)
+    def metric(self) -> str:
+        """What validations are scored by: "top-1", or "mAP" where videos have several classes."""
+        return "mAP" if self.data is not None and self.data.multi_label else "top-1"
 
-    def seconds_to(self, top1: float) -> float | None:
-        """Training seconds at the first validation with this accuracy or more; None where none has it."""
-        return next((record.train_s for record in self.evals if record.top1 >= top1), None)
+    @property
+    def best_score(self) -> float | None:
+        """Best validation score; None before the first validation."""
+        return max((record.score for record in self.evals), default=None)
+
+    def seconds_to(self, score: float) -> float | None:
+        """Training seconds at the first validation with this score or more; None where none has it."""
+        return next((record.train_s for record in self.evals if record.score >= score), None)
 
 
 Kind: TypeAlias = Literal["step", "eval", "event"]
@@ -203,6 +208,7 @@ def _read_data(path: Path) -> DataRecord | None:
             num_train=int(tree["num_train"]),
             num_val=int(tree["num_val"]),
             digest=str(tree["digest"]),
+            multi_label=bool(tree.get("multi_label", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _error(path, f"data.json lacks a value ({error})", "read it with the mgray that wrote it") from None
@@ -245,6 +251,8 @@ def _read_lines(path: Path) -> tuple[dict[Kind, list[dict[str, Any]]], int]:
 def _parse_line(line: str) -> tuple[Kind, dict[str, Any]]:
     tree = json.loads(line)
     kind: Kind = tree["kind"]
+    if kind == "eval":
+        tree["score"] = tree["map"] if "map" in tree else tree["top1"]
     return kind, {name: _value(READERS[reader], tree[name]) for name, reader in FIELDS[kind].items()}
 
 

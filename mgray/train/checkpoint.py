@@ -37,6 +37,8 @@ class CheckpointMeta:
     """Seconds of training so far (without validation, saving and start-up)."""
     attempt: int
     """Number of the attempt that wrote it; each start of the workers is one."""
+    multi_label: bool = False
+    """Whether videos have several classes, so that scores are a sigmoid's."""
 
 
 def write_checkpoint(
@@ -62,6 +64,7 @@ def write_checkpoint(
         "run": meta.run,
         "train_s": meta.train_s,
         "attempt": meta.attempt,
+        "multi_label": meta.multi_label,
         "sha256": _digest(tensors),
     }
     (folder / META).write_text(json.dumps(content))
@@ -92,6 +95,7 @@ def read_meta(folder: Path) -> CheckpointMeta:
             run=content["run"],
             train_s=content["train_s"],
             attempt=content["attempt"],
+            multi_label=content.get("multi_label", False),
         )
         whole = (folder / TENSORS).is_file() and _digest(folder / TENSORS) == content["sha256"]
     except (ValueError, KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -14,6 +15,7 @@ from mgray.data.shard import ShardSet
 from mgray.data.source import TrainSource, ValSource
 from mgray.model.norm import grouped_norms
 from mgray.plan import ClipShape, Plan
+from mgray.train.scores import mean_average_precision
 from mgray.train.session import Session
 from mgray.train.step import Worker
 
@@ -33,10 +35,13 @@ def validation_source(run: Run, shards: ShardSet) -> ValSource:
 
 
 def evaluate(worker: Worker, session: Session, source: ValSource) -> dict[str, float]:
-    """Scores over the whole validation split, the same on every rank: top1, top5, loss and num_clips.
+    """Scores over the whole validation split, the same on every rank: top1, top5, loss and num_clips; map, loss and num_clips where
+    videos have several classes.
 
     Top-5 is over all classes where there are fewer than five.
     """
+    if source.shards.multi_label:
+        return _evaluate_multi_label(worker, session, source)
     classes = source.shards.classes
     scores = MetricCollection(
         {
@@ -60,6 +65,30 @@ def evaluate(worker: Worker, session: Session, source: ValSource) -> dict[str, f
     worker.module.train()
     results = {name: float(value) for name, value in scores.compute().items()}
     return {**results, "loss": float(losses.compute()), "num_clips": source.shards.num_samples("val")}
+
+
+def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource) -> dict[str, float]:
+    scores, labels = [torch.zeros(0, len(source.shards.classes))], [torch.zeros(0, len(source.shards.classes))]
+    worker.module.eval()
+    with (
+        torch.inference_mode(),
+        session.feed.blocks(source, [range(source.num_batches(session.world_size))]) as blocks,
+    ):
+        for block in blocks:
+            if block is not None:
+                scores.append(worker.predict(block).float().cpu())
+                labels.append(torch.from_numpy(block.labels_N.copy()).float())
+    worker.module.train()
+    whole = [(torch.cat(scores), torch.cat(labels))]
+    if session.world_size > 1:
+        whole *= session.world_size
+        dist.all_gather_object(whole, whole[0])
+    logits_VK, labels_VK = (torch.cat(parts) for parts in zip(*whole, strict=True))
+    return {
+        "map": mean_average_precision(logits_VK.sigmoid(), labels_VK.long()),
+        "loss": float(F.binary_cross_entropy_with_logits(logits_VK.double(), labels_VK.double())),
+        "num_clips": source.shards.num_samples("val"),
+    }
 
 
 def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, steps_done: int) -> None:

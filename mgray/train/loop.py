@@ -237,7 +237,7 @@ class Loop:
                 self.step, epoch=epoch, scores=scores, eval_s=time.perf_counter() - started, train_s=self._train_s
             )
             self._records.flush()
-            self._shown["top1"] = scores["top1"]
+            self._shown["score"] = scores["map"] if "map" in scores else scores["top1"]
             self.session.show(dict(self._shown), self.schedule, self._boundary())
 
     def _save(self) -> None:
@@ -250,6 +250,7 @@ class Loop:
             run=self.run.to_json(),
             train_s=self._train_s,
             attempt=self.attempt,
+            multi_label=self.shards.multi_label,
         )
 
         def write(folder: Path) -> None:

@@ -28,7 +28,8 @@ class MetricsWriter:
     def step(
         self, step: Step, *, loss: float, top1: float, checksum: int, step_s: float, wait_s: float, train_s: float
     ) -> None:
-        """One training step: mean loss and share of right answers over the global batch, seconds as rank 0 saw them.
+        """One training step: mean loss and share of right answers (the likeliest class is the clip's, or one of its) over the global batch,
+        seconds as rank 0 saw them.
 
         `checksum` is of the clips that were trained on (see `clip_checksum`).
         """
@@ -50,7 +51,7 @@ class MetricsWriter:
     def validation(self, steps: int, *, epoch: float, scores: dict[str, float], eval_s: float, train_s: float) -> None:
         """One validation after `steps` steps."""
         self._line("eval", steps, epoch=epoch, **scores, eval_s=eval_s, train_s=train_s)
-        for name in ("top1", "top5", "loss"):
+        for name in [name for name in ("top1", "top5", "map", "loss") if name in scores]:
             self._board.add_scalar(f"val/{name}", scores[name], steps)
 
     def event(self, step: int, event: str, detail: str = "") -> None:

@@ -61,13 +61,23 @@ class Targets:
     """What the logits of some clips are compared with."""
 
     labels_N: Tensor
+    """A class each; [N, K] of 0 and 1 where clips show any number of K classes."""
     partners_N: Tensor | None = None
     """Labels of the clips' partners; None where nothing is mixed."""
     own_N: Tensor | None = None
     """Each clip's own part."""
 
     def loss(self, logits_NK: Tensor, label_smoothing: float) -> Tensor:
-        """The sum of the clips' cross entropies; that of mixed labels is linear in the labels."""
+        """The sum of the clips' cross entropies, of multi-label clips the mean of the classes' binary ones (as PySlowFast's bce_logit).
+
+        That of mixed labels is linear in the labels.
+        """
+        if self.labels_N.dim() > 1:
+            return (
+                F.binary_cross_entropy_with_logits(logits_NK, self._mixed_NK(logits_NK.dtype), reduction="none")
+                .mean(1)
+                .sum()
+            )
         if self.partners_N is None or self.own_N is None:
             return F.cross_entropy(logits_NK, self.labels_N, reduction="sum", label_smoothing=label_smoothing)
         losses_2N = [
@@ -77,11 +87,21 @@ class Targets:
         return (self.own_N * losses_2N[0] + (1.0 - self.own_N) * losses_2N[1]).sum()
 
     def num_right(self, logits_NK: Tensor) -> Tensor:
-        """Clips whose best class is that of their larger part."""
+        """Clips whose best class is that, or one of those, of their larger part."""
         labels_N = self.labels_N
         if self.partners_N is not None and self.own_N is not None:
-            labels_N = torch.where(self.own_N >= 0.5, labels_N, self.partners_N)
+            larger_N = self.own_N >= 0.5
+            labels_N = torch.where(larger_N[:, None] if labels_N.dim() > 1 else larger_N, labels_N, self.partners_N)
+        if labels_N.dim() > 1:
+            return labels_N.gather(1, logits_NK.argmax(1, keepdim=True)).sum()
         return (logits_NK.argmax(1) == labels_N).sum()
+
+    def _mixed_NK(self, dtype: torch.dtype) -> Tensor:
+        labels_NK = self.labels_N.to(dtype)
+        if self.partners_N is None or self.own_N is None:
+            return labels_NK
+        own_N1 = self.own_N[:, None]
+        return own_N1 * labels_NK + (1.0 - own_N1) * self.partners_N.to(dtype)
 
 
 def mix_groups(

@@ -16,7 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_average_precision
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_average_precision,
+    multilabel_average_precision,
+)
 
 from mgray.errors import ConfigError
 from mgray.train.views import VideoScores
@@ -32,7 +38,7 @@ class ClassScore:
     support: int
     """Videos of it."""
     accuracy: float
-    """Share of them whose highest score is this class's."""
+    """Share of them whose highest score is this class's; NaN where videos have several classes."""
     average_precision: float
     """Of its score, this class against all others."""
 
@@ -41,21 +47,21 @@ class ClassScore:
 class Figures:
     """Figures over a validation split, each 0 to 1 but for the loss."""
 
-    top1: float
-    top5: float
+    top1: float | None
+    """None where videos have several classes, as top5."""
+    top5: float | None
     """Over all classes where there are fewer than five."""
     mean_average_precision: float
     """Mean of the classes' average precision, over those that a video is of."""
     loss: float
-    """Mean negative logarithm of the right class's score."""
+    """Mean negative logarithm of the right class's score; of multi-label videos the mean binary cross entropy of all classes."""
     classes: tuple[ClassScore, ...]
     """The worst first (accuracy, then average precision), those without a video last."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN is null."""
         return {
-            "top1": self.top1,
-            "top5": self.top5,
+            **({"top1": self.top1, "top5": self.top5} if self.top1 is not None else {}),
             "map": self.mean_average_precision,
             "loss": self.loss,
             "classes": [
@@ -72,6 +78,8 @@ def _number(value: float) -> float | None:
 
 def figures_of(found: VideoScores, classes: Sequence[str]) -> Figures:
     """The figures of scored videos; there is at least one."""
+    if found.labels_V.ndim > 1:
+        return _multi_label_figures(found, classes)
     scores_VC, labels_V = torch.from_numpy(found.scores_VC), torch.from_numpy(found.labels_V)
     count = len(classes)
     with warnings.catch_warnings():  # torchmetrics warns of classes without a video, whose value is not used
@@ -104,14 +112,52 @@ def figures_of(found: VideoScores, classes: Sequence[str]) -> Figures:
     )  # fmt: skip
 
 
+def _multi_label_figures(found: VideoScores, classes: Sequence[str]) -> Figures:
+    scores_VC, labels_VC = torch.from_numpy(found.scores_VC), torch.from_numpy(found.labels_V)
+    precision_C = average_precisions(scores_VC, labels_VC).numpy()
+    support_C = found.labels_V.sum(0)
+    return Figures(
+        top1=None,
+        top5=None,
+        mean_average_precision=mean_average_precision(scores_VC, labels_VC),
+        loss=float(F.binary_cross_entropy(scores_VC, labels_VC.double())),
+        classes=tuple(
+            ClassScore(
+                name=classes[i], support=int(support_C[i]), accuracy=float("nan"), average_precision=float(precision_C[i])
+            )
+            for i in np.argsort(precision_C, kind="stable")
+        ),
+    )  # fmt: skip
+
+
+def average_precisions(scores_VC: Tensor, labels_VC: Tensor) -> Tensor:
+    """Average precision of each class of multi-label videos, [C]; NaN where no video shows it."""
+    with warnings.catch_warnings():  # of classes without a video, whose value is not used
+        warnings.simplefilter("ignore", UserWarning)
+        precision_C = multilabel_average_precision(scores_VC, labels_VC, labels_VC.shape[1], average="none")
+    assert isinstance(precision_C, Tensor)
+    return torch.where(labels_VC.any(0), precision_C.double(), torch.nan)
+
+
+def mean_average_precision(scores_VC: Tensor, labels_VC: Tensor) -> float:
+    """Mean of the classes' average precision, over those that a video shows (as PySlowFast has it); 0 where none is shown.
+
+    It does not depend on the order of the videos.
+    """
+    return float(average_precisions(scores_VC, labels_VC).nanmean().nan_to_num())
+
+
 def confusion(found: VideoScores, num_classes: int) -> npt.NDArray[np.int64]:
-    """Videos by class (rows) and predicted class (columns), [C, C]."""
+    """Videos by class (rows) and predicted class (columns), [C, C]; each video has one class."""
+    assert found.labels_V.ndim == 1
     cells = found.labels_V * num_classes + found.scores_VC.argmax(1)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def write_predictions(found: VideoScores, paths: Sequence[str], classes: Sequence[str], out: Path) -> None:
     """Write a Parquet file: path, label, predicted, top_classes and top_scores (the five highest), a row for each video.
+
+    Multi-label videos have a list, `labels`, in place of `label`.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -121,7 +167,11 @@ def write_predictions(found: VideoScores, paths: Sequence[str], classes: Sequenc
     table = pa.table(
         {
             "path": pa.array(paths, pa.string()),
-            "label": pa.array(names[found.labels_V], pa.string()),
+            **(
+                {"labels": pa.array([names[row > 0].tolist() for row in found.labels_V], pa.list_(pa.string()))}
+                if found.labels_V.ndim > 1
+                else {"label": pa.array(names[found.labels_V], pa.string())}
+            ),
             "predicted": pa.array(names[top_VK[:, 0]], pa.string()),
             "top_classes": pa.array(names[top_VK].tolist(), pa.list_(pa.string())),
             "top_scores": pa.array(

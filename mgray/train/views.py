@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mgray.config import Run
@@ -36,8 +37,9 @@ class VideoScores:
     samples_V: npt.NDArray[np.int64]
     """Their indices."""
     labels_V: npt.NDArray[np.int64]
+    """A class each; [V, C] of 0 and 1 where videos have several."""
     scores_VC: npt.NDArray[np.float64]
-    """Softmax probabilities, pooled over the views (with the maximum they do not sum to 1)."""
+    """Softmax probabilities (a sigmoid's where videos have several classes), pooled over the views (with the maximum they do not sum to 1)."""
 
     @staticmethod
     def joined(parts: Sequence[VideoScores], total: int) -> VideoScores:
@@ -86,7 +88,7 @@ def score_views(worker: Worker, session: Session, source: ValSource, pool: Pool,
     with session.feed.blocks(source, [batches]) as blocks:
         for block in blocks:
             if block is not None:
-                log_NC = log_scores(worker, block, at_once)
+                log_NC = log_scores(worker, block, at_once, multi_label=source.shards.multi_label)
                 log_VKC = log_NC.view(-1, views, log_NC.shape[1])
                 yield VideoScores(
                     samples_V=block.samples_N[::views].copy(),
@@ -95,18 +97,19 @@ def score_views(worker: Worker, session: Session, source: ValSource, pool: Pool,
                 )
 
 
-def log_scores(worker: Worker, block: Block, at_once: int) -> Tensor:
-    """Log softmax of a block's clips in float64, [N, C] on the device."""
+def log_scores(worker: Worker, block: Block, at_once: int, *, multi_label: bool = False) -> Tensor:
+    """Log softmax (log sigmoid, where a video has several classes) of a block's clips in float64, [N, C] on the device."""
     parts = []
     with torch.inference_mode():
         for first in range(0, len(block.clips_NTHWC), at_once):
             part = dataclasses.replace(block, clips_NTHWC=block.clips_NTHWC[first : first + at_once])
-            parts.append(worker.predict(part).double().log_softmax(1))
+            logits = worker.predict(part).double()
+            parts.append(F.logsigmoid(logits) if multi_label else logits.log_softmax(1))
     return torch.cat(parts)
 
 
 def pooled(log_VKC: Tensor, pool: Pool) -> Tensor:
-    """Mean or maximum of the views' softmax scores, [V, C]; `log_VKC` holds their logarithms.
+    """Mean or maximum of the views' scores, [V, C]; `log_VKC` holds their logarithms.
 
     Raises:
         ConfigError: no such way to pool.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from mgray.data.annotations import Action
 from mgray.data.shard import ShardSet
 from mgray.train.checkpoint import newest_checkpoint, read_model
 from mgray.train.loop import Loop
 from mgray.train.session import LocalSession
 from tests.integration.test_equality import equality_run, step_lines
 from tests.support.ranks import train_on_ranks
+from tests.support.shards import write_shards
 
 
 @pytest.mark.parametrize("world_size", [3, 5])
@@ -64,3 +67,28 @@ def test_mixing_and_averages_do_not_depend_on_the_ranks(shards: str, tmp_path: P
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-9, atol=1e-12)
     assert any(not torch.equal(value, live[name]) for name, value in first.items())
+
+
+def test_multi_label_runs_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
+    """Losses with mixed labels, and the average precision over all ranks' videos, one of them without any."""
+    actions = [[Action(label=i % 4, start_s=0.0, end_s=0.2), Action(label=3, start_s=0.3, end_s=9.0)] for i in range(5)]
+    shards = write_shards(tmp_path, train=12, val=5, classes=4, actions=[*actions, []])
+    run = equality_run(shards.root, tmp_path, "one")
+    train = dataclasses.replace(run.train, precision="float64", evals=2, mixup=0.8, eval_batch=3)
+    plan = dataclasses.replace(run.plan, crop=16, jitter_min=18, jitter_max=24, epochs=60, lr_steps=(0, 59))
+    run = dataclasses.replace(run, train=train, plan=plan)
+    Loop(run, LocalSession(tmp_path / "one"), shards, tmp_path / "one", 0).train()
+    alone = step_lines(tmp_path / "one")
+    together = train_on_ranks(run, shards.root, tmp_path / "many", 3)
+    assert len(alone) == len(together) >= 8
+    for one, many in zip(alone, together, strict=True):
+        assert (many["checksum"], many["top1"]) == (one["checksum"], one["top1"])
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-12)
+    evals = [
+        [line for line in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "eval"]
+        for name in ("one", "many")
+    ]  # fmt: skip
+    assert len(evals[0]) == len(evals[1]) == 2
+    for one, many in zip(*evals, strict=True):
+        assert (many["map"], many["num_clips"]) == (pytest.approx(one["map"], rel=1e-6), one["num_clips"])
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-6)

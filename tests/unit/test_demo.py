@@ -43,7 +43,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     def train(run: Run, *, console: Console) -> TrainResult:
         runs.append(run)
-        return TrainResult(folder=Path(run.storage) / run.name, steps=1, train_s=1.0, top1=0.5)
+        return TrainResult(folder=Path(run.storage) / run.name, steps=1, train_s=1.0, score=0.5)
 
     monkeypatch.setattr(demo_module, "ray_running", lambda run: contextlib.nullcontext())
     monkeypatch.setattr(demo_module, "open_data", lambda run, console: FakeShards(100, 64))

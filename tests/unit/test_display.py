@@ -12,7 +12,7 @@ from mgray.plan import Plan, PlanSpec
 
 STATUS = {
     "step": 5, "phase": 0, "shape": "64x32x224x224", "epoch": 0.5, "lr": 0.1, "loss": 1.2345, "clips_per_s": 12.34,
-    "wait_share": 0.07, "train_s": 3.0, "top1": 0.5,
+    "wait_share": 0.07, "train_s": 3.0, "score": 0.5,
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_lines_are_few_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatc
         for step in range(1, 10):
             now[0] += display.LINE_EVERY_S / 3
             shown.update({"version": 0, "failure": None})
-            shown.update({name: value for name, value in STATUS.items() if name != "top1"} | {"step": step})
+            shown.update({name: value for name, value in STATUS.items() if name != "score"} | {"step": step})
     lines = out.getvalue().splitlines()
     assert [line.split("  ")[2] for line in lines] == ["step 3/10", "step 6/10", "step 9/10"]
     assert lines[0].startswith("my run: 30 %") and "val" not in lines[0]

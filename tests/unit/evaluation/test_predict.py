@@ -13,7 +13,7 @@ from torch import nn
 
 from mgray import cli
 from mgray.data.decode import encode_frames
-from mgray.errors import VideoError
+from mgray.errors import ConfigError, VideoError
 from mgray.evaluation.predict import Predictor
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
@@ -92,3 +92,15 @@ def test_the_command_does_the_others_too(
     assert red["top"][0]["class"] == "red" and [window["start_s"] for window in red["windows"]] == [0.0, 0.8]
     assert text == {"video": videos[0], "error": text["error"]} and "is no video" in text["error"]
     assert cli.main(["predict", "run", videos[1]]) == 0
+
+
+def test_a_model_of_whole_videos_sees_the_whole_video_once(predictor: Predictor, tmp_path: Path) -> None:
+    data = dataclasses.replace(predictor.run.data, sampling="segments")
+    whole = dataclasses.replace(predictor, run=dataclasses.replace(predictor.run, data=data))
+    path = write(tmp_path / "v.mp4", "rgbr")
+    found = whole.predict(path)
+    (window,) = found.windows
+    assert (window.start_s, window.end_s) == (0.0, pytest.approx(6.4))
+    assert found.top[0].name == "red"  # two of its four frames
+    with pytest.raises(ConfigError, match="does not go with a model of whole videos"):
+        whole.predict(path, every_s=0.5)

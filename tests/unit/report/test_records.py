@@ -24,10 +24,10 @@ def test_finished_run(tmp_path: Path) -> None:
     assert records.steps.step.tolist() == list(range(writer.plan.num_steps))
     assert records.steps.voxels.sum() == writer.plan.voxels
     assert records.steps.duration_s.tolist() == pytest.approx([0.5] * writer.plan.num_steps)
-    assert [record.top1 for record in records.evals] == [0.3, 0.6, 0.5]
+    assert [record.score for record in records.evals] == [0.3, 0.6, 0.5]
     assert [event.event for event in records.events] == ["start", *["checkpoint"] * 3, "finish"]
     assert records.is_finished
-    assert records.best_top1 == 0.6
+    assert records.best_score == 0.6
     assert records.seconds_to(0.6) == records.evals[1].train_s
     assert records.seconds_to(0.61) is None
     assert (records.num_repeated, records.num_unreadable) == (0, 0)
@@ -48,7 +48,7 @@ def test_later_attempt_supersedes(tmp_path: Path) -> None:
     assert records.steps.step.tolist() == list(range(22)), "steps 22..24 of the lost attempt do not count"
     assert records.steps.loss.tolist() == [1.0] * 10 + [2.0] * 12
     assert records.steps.attempt.tolist() == [0] * 10 + [1] * 12
-    assert [(record.step, record.top1) for record in records.evals] == [(10, 0.2), (20, 0.4)]
+    assert [(record.step, record.score) for record in records.evals] == [(10, 0.2), (20, 0.4)]
     assert records.num_repeated == 15
     assert not records.is_finished
 
@@ -93,7 +93,7 @@ def test_run_that_has_not_begun(tmp_path: Path) -> None:
     (writer.folder / "data.json").unlink()
     records = read_run(str(writer.folder))
     assert (len(records.steps), records.evals, records.data) == (0, (), None)
-    assert records.best_top1 is None
+    assert records.best_score is None
 
 
 def test_unmeasured_value_is_nan(tmp_path: Path) -> None:
