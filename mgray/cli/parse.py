@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import re
+import textwrap
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import tyro
 
 from mgray.config import Run
 from mgray.errors import ConfigError
-from workloads import WORKLOADS
+from workloads import FORMS, WORKLOADS, find
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+FORMS_WIDTH = 110
 FLAGS = ("--json", "--verbose")
 """Options without a value, which NAME may follow."""
 PLAINER = (
@@ -57,8 +59,10 @@ class Command:
 
 
 def workload_lines() -> list[str]:
-    width = max(map(len, WORKLOADS)) + 2
-    return ["workloads (NAME)", *(f"  {name:{width}}{make.__doc__}" for name, make in WORKLOADS.items())]
+    names = [name for name in WORKLOADS if not name.endswith("_baseline")]
+    width = max(map(len, names)) + 2
+    lines = [f"  {name:{width}}{WORKLOADS[name].__doc__}" for name in names]
+    return ["workloads (NAME)", *lines, *(f"  {line}" for line in textwrap.wrap(FORMS, FORMS_WIDTH))]
 
 
 def take_name(arguments: list[str]) -> str | None:
@@ -67,15 +71,16 @@ def take_name(arguments: list[str]) -> str | None:
         return arguments.pop(0)
     for place in range(1, len(arguments)):
         before = arguments[place - 1]
-        if arguments[place] in WORKLOADS and (not before.startswith("-") or before in FLAGS or "=" in before):
+        if find(arguments[place]) is not None and (not before.startswith("-") or before in FLAGS or "=" in before):
             return arguments.pop(place)
     return None
 
 
 def workload(name: str) -> Run:
-    if name not in WORKLOADS:
+    run = find(name)
+    if run is None:
         raise ConfigError("NAME", name, "is no workload", hint(name, WORKLOADS))
-    return WORKLOADS[name]()
+    return run
 
 
 def hint(given: str, names: Iterable[str]) -> str:

@@ -23,8 +23,8 @@ from mgray.model import check_model
 from mgray.plan import ClipShape, Cluster, Network, Plan, PlanSpec, PlanTable, Proposal, forecast, optimise
 from mgray.plan.forecast_table import duration, forecast_table
 from mgray.pyslowfast import read_plan_spec
+from workloads import DATASETS, Dataset, dataset_of
 
-KINETICS_CLIPS = 240_436
 CLASSES = 400
 """Of the classifier whose parameters the network moves; they hardly count."""
 PIPE_WIDTH = 120
@@ -37,7 +37,7 @@ class DataArguments:
     """What the plan needs to know of the dataset."""
 
     num_samples: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Clips in the training set; default: those of data.path, else Kinetics-400's 240,436."""
+    """Clips in the training set; default: those of data.path, else those of the workload's dataset or of Kinetics-400."""
     path: str = ""
     """Shards from `mgray ingest`, a folder of videos or a list, to count their clips."""
     videos: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
@@ -80,12 +80,13 @@ class PlanArguments:
 
 
 def _plan(arguments: Sequence[str]) -> None:
-    base, rest = PlanArguments(), list(arguments)
+    base, rest, dataset = PlanArguments(), list(arguments), DATASETS["kinetics400"]
     file, settings = _pyslowfast(rest)
     if file is not None:
         base = PlanArguments(plan=read_plan_spec(file, settings))
     elif (name := take_name(rest)) is not None:
         run = workload(name)
+        dataset = dataset_of(name) or dataset
         data = DataArguments(path=run.data.path, videos=run.data.videos, val_fraction=run.data.val_fraction)
         base = PlanArguments(plan=run.plan, data=data, model=run.model)
     command = parse(PlanArguments, rest, PLAN, default=base)
@@ -97,7 +98,7 @@ def _plan(arguments: Sequence[str]) -> None:
             "argument", unread[0], "is not expected here",
             "write NAME first (mgray plan NAME --json); KEY VALUE pairs (SOLVER.BASE_LR 0.2) need --pyslowfast FILE",
         )  # fmt: skip
-    plan = Plan.compile(command.plan, _num_samples(command.data))
+    plan = Plan.compile(command.plan, _num_samples(command.data, dataset))
     cluster, clip_flops = _cluster(command)
     found = None if cluster is None else forecast(plan, cluster, clip_flops)
     proposals = optimise(plan, cluster, clip_flops) if command.optimise and cluster is not None else ()
@@ -115,7 +116,9 @@ def _plan(arguments: Sequence[str]) -> None:
         return
     _print_table(plan, plan.table())
     if command.data.num_samples is None and not command.data.path:
-        print(f"{KINETICS_CLIPS:,} clips are Kinetics-400's; for yours give --data.num-samples N or --data.path DIR")
+        print(
+            f"{dataset.num_train:,} clips are those of {dataset.title}; for yours give --data.num-samples N or --data.path DIR"
+        )
     if found is not None:
         print()
         _print_table(plan, forecast_table(plan.phases, found))
@@ -174,11 +177,11 @@ def _pyslowfast(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     return file, settings
 
 
-def _num_samples(data: DataArguments) -> int:
+def _num_samples(data: DataArguments, dataset: Dataset) -> int:
     if data.num_samples is not None:
         return data.num_samples
     if not data.path:
-        return KINETICS_CLIPS
+        return dataset.num_train
     from mgray.check import is_shards
     from mgray.data.annotations import read_annotations
     from mgray.data.shard import ShardSet
