@@ -224,8 +224,8 @@ class FeedSection:
 class ScaleSection:
     """Workers and their resources; may change from one attempt to the next."""
 
-    workers: int = 1
-    """Training workers (ranks), one per GPU where there are GPUs."""
+    workers: int | str = 1
+    """Training workers (ranks), one per GPU where there are GPUs; MIN:MAX (e.g. 2:16) takes as many as the cluster has room for, also while it runs."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Give each worker a GPU; auto does so where the cluster has one."""
     cpus: float = 1.0
@@ -235,20 +235,41 @@ class ScaleSection:
     max_failures: int = 8
     """Failures of workers after which the run is given up (each restarts from the last checkpoint)."""
     save_every: int = 200
-    """Steps from one checkpoint to the next; the last is at the end."""
+    """Steps from one checkpoint to the next, at most; the last is at the end."""
+    save_s: float = 60.0
+    """Seconds from one checkpoint to the next, at most; they are written while training goes on. 0 counts steps only."""
+    resize_every_s: float = 60.0
+    """Least seconds from one start of the workers to their next growth, where the number of workers is MIN:MAX."""
     address: str = ""
     """Ray cluster to join, e.g. auto or ray://head:10001; empty starts a local one."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "save_every"):
+        least, colon, most = str(self.workers).partition(":")
+        _require(
+            least.isdecimal() and int(least) >= 1 and (not colon or (most.isdecimal() and int(most) >= int(least))),
+            "scale.workers", self.workers, "is no number of workers", "give e.g. 2, or 2:16 for 2 to 16",
+        )  # fmt: skip
+        _require(self.save_every >= 1, "scale.save_every", self.save_every, "must be at least 1", "give 1 or more")
+        for name in ("save_s", "resize_every_s"):
+            value = getattr(self, name)
             _require(
-                getattr(self, name) >= 1, f"scale.{name}", getattr(self, name), "must be at least 1", "give a positive whole number"
-            )  # fmt: skip
+                math.isfinite(value) and value >= 0, f"scale.{name}", value, "must not be negative", "give seconds"
+            )
         _require(self.cpus > 0, "scale.cpus", self.cpus, "must be positive", "give e.g. 1")
         for name in ("threads", "max_failures"):
             _require(
                 getattr(self, name) >= 0, f"scale.{name}", getattr(self, name), "must not be negative", "give 0 or more"
             )
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that are started."""
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that are started."""
+        return int(str(self.workers).rpartition(":")[2])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -325,8 +346,12 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
         if len(arguments) != len(value):
             raise ConfigError(shown, value, f"has {len(value)} entries", f"give {len(arguments)}")
         return tuple(_parse(item_kind, item, name) for item_kind, item in zip(arguments, value, strict=True))
-    if origin is UnionType:  # pragma: no cover - no such field so far
-        raise TypeError(f"{shown}: unions are not read from JSON")
+    if origin is UnionType:
+        fitting = [kind for kind in arguments if isinstance(value, kind) and not isinstance(value, bool)]
+        if not fitting:
+            names = " or ".join(kind.__name__ for kind in arguments)
+            raise ConfigError(shown, value, f"is no {names}", f"give a value of type {names}")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from mgray.data.estimate import Estimate
 from mgray.data.shard import ShardSet
-from mgray.plan import Plan, progress_at
 
 LINE_EVERY_S = 30.0
 """Seconds between two lines where there is no terminal."""
@@ -25,8 +24,8 @@ LINE_EVERY_S = 30.0
 class TrainDisplay:
     """A bar that counts cost (voxels), and beneath it phase, shape, step, clips per second, data wait, loss and accuracy."""
 
-    def __init__(self, title: str, plan: Plan, console: Console) -> None:
-        self._title, self._plan, self._console = title, plan, console
+    def __init__(self, title: str, console: Console) -> None:
+        self._title, self._console = title, console
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -52,15 +51,19 @@ class TrainDisplay:
     ) -> None:
         self._live.stop()
 
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(f"{self._title}: {message}", soft_wrap=True)
+
     def update(self, status: dict[str, Any]) -> None:
         """Show a driver's status."""
         if "step" not in status:
             return
         step = status["step"]
-        done = progress_at(self._plan, step).fraction
+        done = status["done"]
         score = f"  val {100 * status['score']:.1f}%" if "score" in status else ""
         text = (
-            f"phase {status['phase'] + 1}/{len(self._plan.phases)} {status['shape']}  step {step}/{self._plan.num_steps}  "
+            f"phase {status['phase'] + 1}/{status['num_phases']} {status['shape']}  step {step}/{status['num_steps']}  "
             f"{status['clips_per_s']:.1f} clips/s  wait {100 * status['wait_share']:.0f}%  loss {status['loss']:.3f}{score}"
         )
         self._bar.update(self._task, completed=done)
@@ -69,6 +72,31 @@ class TrainDisplay:
         if not self._console.is_terminal and now - self._line_at >= LINE_EVERY_S:
             self._line_at = now
             self._console.print(f"{self._title}: {100 * done:.0f} %  {text}", soft_wrap=True)
+
+
+def ctl_tree(status: dict[str, Any]) -> dict[str, Any]:
+    """A driver's status as plain values for a program."""
+    shown = (
+        "step", "num_steps", "done", "phase", "num_phases", "shape", "epoch", "lr", "loss", "score", "clips_per_s", "wait_share",
+        "train_s", "workers", "version", "amendments",
+    )  # fmt: skip
+    return {name: status[name] for name in shown if name in status}
+
+
+def ctl_lines(name: str, status: dict[str, Any]) -> list[str]:
+    """A driver's status for people."""
+    if "step" not in status:
+        return [f"{name}: workers are starting"]
+    score = f", validation {100 * status['score']:.1f} %" if "score" in status else ""
+    return [
+        f"{name}: step {status['step']:,} of {status['num_steps']:,} ({100 * status['done']:.1f} % of its cost), {status['workers']} workers",
+        f"  phase {status['phase'] + 1} of {status['num_phases']}, {status['shape']}, epoch {status['epoch']:.2f}, LR {status['lr']:.4g}",
+        f"  loss {status['loss']:.3f}{score}, {status['clips_per_s']:.1f} clips/s, {100 * status['wait_share']:.0f} % waiting for data",
+        *(
+            f"  amended: {kind}{f' {value:g}' if value else ''} from step {step:,}"
+            for kind, step, value, _ in status["amendments"]
+        ),
+    ]
 
 
 def print_shards(shards: ShardSet, console: Console | None = None) -> None:

@@ -1,18 +1,20 @@
-"""The driver of a run: one small actor that owns the schedule's state and shows how far the run is.
+"""The driver of a run: one small actor that owns the schedule's state, takes requests, and shows how far the run is.
 
-It holds nothing that the workers' checkpoints do not: when it dies, Ray starts it anew and the next worker that asks
-brings it up to date.
+It holds nothing that cannot be had anew: amendments that workers have taken up are in the run's folder and its checkpoints, and who asks
+for one sends it again until it is (`mgray.control`). When it dies, Ray starts it anew and the next worker brings it up to date.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from mgray.errors import ConfigError, TrainingError
-from mgray.plan.state import Amendment, ScheduleState
+from mgray.plan import Plan
+from mgray.plan.state import Amendment, Orders, Request, ScheduleState
 
 NAMESPACE = "mgray"
 FUTILE_ATTEMPTS = 3
@@ -20,41 +22,78 @@ FUTILE_ATTEMPTS = 3
 
 
 class ScheduleDriver:
-    """Schedule state, versioned and append-only, and the latest progress of one run."""
+    """Schedule state, versioned and append-only, open requests, and the latest progress of one run."""
 
-    def __init__(self, state: ScheduleState) -> None:
+    def __init__(self, plan: Plan, state: ScheduleState) -> None:
+        self._plan = plan
         self._state = state
-        self._boundary: int | None = None
+        self._next_step: int | None = None
+        self._pending: dict[str, Request] = {}
+        self._taken: set[str] = set()
+        self._refused: dict[str, ConfigError] = {}
+        self._wanted = 0
+        self._leave = ""
+        self._left = ""
+        self._leaving_nodes: tuple[str, ...] = ()
         self._progress: dict[str, Any] = {}
         self._begun: tuple[int, int] = (-1, 0)
         self._failure: Exception | None = None
         self._given_up = False
 
-    async def sync(self, state: ScheduleState, next_boundary: int) -> ScheduleState:
-        """The newest schedule, which may be the asker's; amendments from now on hold from `next_boundary` at the earliest."""
-        self._state = self._state.newer(state)
-        self._boundary = next_boundary
-        return self._state
-
-    async def amend(self, amendment: Amendment) -> ScheduleState:
-        """Append an amendment; workers take it up at their next phase boundary.
+    async def request(self, request: Request) -> None:
+        """Take a request; it is done when `status` lists its key as taken. The same key again changes nothing.
 
         Raises:
-            ConfigError: it names a step before that boundary, or no worker has said yet (since this actor was started
-                or restarted) where the boundary is and which amendments there are.
+            ConfigError: it cannot be done, or no worker has said yet (since this actor was started or restarted) how
+                far the run is and which amendments there are.
         """
-        if self._boundary is None:
+        if request.key in self._pending or request.key in self._all_taken():
+            return
+        if self._next_step is None:
             raise ConfigError(
-                "from_step", amendment.from_step, "comes before the workers have said how far they are",
-                "try again in a moment",
-            )  # fmt: skip
-        self._state = self._state.amended(amendment, self._boundary)
-        return self._state
+                "request", request.kind, "comes before the workers have said how far they are", "try again in a moment"
+            )
+        request.check(self._plan, self._state, self._next_step)
+        self._pending[request.key] = request
+
+    async def sync(self, state: ScheduleState, step: int) -> Orders:
+        """Workers stand before `step`: requests become amendments from there on, or orders to save or leave."""
+        self._state = self._state.newer(state)
+        self._next_step = step
+        save_at = leave_at = None
+        for request in self._pending.values():
+            try:
+                request.check(self._plan, self._state, step)
+            except ConfigError as error:
+                self._refused[request.key] = error
+                continue
+            at = max(request.from_step, step)
+            if request.kind == "checkpoint":
+                save_at = at if save_at is None else min(at, save_at)
+            elif request.kind == "stop" or request.kind == "resize":
+                leave_at, self._leave = at, request.kind
+                self._wanted = int(request.value) if request.kind == "resize" else self._wanted
+            else:
+                self._state = self._state.amended(Amendment(request.kind, at, request.value, request.key), step)
+            self._taken.add(request.key)
+        self._pending.clear()
+        if self._leave and leave_at is None:
+            leave_at = step  # an attempt that was told so ended some other way
+        return Orders(self._state, save_at, leave_at, self._leave)
+
+    async def show(self, progress: dict[str, Any], state: ScheduleState, step: int) -> bool:
+        """Rank 0 says how far it is, and what a driver that was restarted has to know; True asks it to `sync`."""
+        self._progress = progress
+        self._state = self._state.newer(state)
+        # calls may overtake each other: only sync lowers the step
+        self._next_step = max(step, self._next_step or 0)
+        return bool(self._pending) or self._state.version > state.version
 
     async def begin(self, step: int) -> bool:
         """A worker group starts from `step`; False where going on is pointless and it should return at once."""
         last, times = self._begun
         self._begun = (step, times + 1 if step == last else 1)
+        self._left, self._leaving_nodes = "", ()
         if step != last and not self._given_up:
             self._failure = None
         if self._begun[1] > FUTILE_ATTEMPTS:
@@ -66,16 +105,14 @@ class ScheduleDriver:
             )  # fmt: skip
         return not self._given_up
 
+    async def leave(self, why: str, nodes: Sequence[str]) -> None:
+        """The workers have saved and end this attempt: to stop, to be resized, or since `nodes` are about to go."""
+        self._left, self._leave, self._leaving_nodes = why, "", tuple(nodes)
+        self._begun = (-1, 0)
+
     async def is_given_up(self) -> bool:
         """Whether another attempt is pointless."""
         return self._given_up
-
-    async def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
-        """Rank 0 says how far it is, and what a driver that was restarted has to know."""
-        self._progress = progress
-        self._state = self._state.newer(state)
-        # calls may overtake each other: only sync lowers the boundary
-        self._boundary = max(next_boundary, self._boundary or 0)
 
     async def fail(self, error: Exception, final: bool) -> None:
         """A worker could not go on; `final` where another attempt would end the same way."""
@@ -83,12 +120,32 @@ class ScheduleDriver:
         self._given_up = self._given_up or final
 
     async def status(self) -> dict[str, Any]:
-        """Latest progress, schedule version, the failure that ended the run, if one did, and the actor's process."""
+        """Latest progress, the schedule's amendments, requests taken, why workers left, the failure that ended the run, the actor's process."""
         failure = self._failure if self._given_up else None
-        return {**self._progress, "version": self._state.version, "failure": failure, "pid": os.getpid()}
+        return {
+            **self._progress,
+            "version": self._state.version,
+            "amendments": self._state.to_json()["amendments"],
+            "taken": sorted(self._all_taken()),
+            "refused": dict(self._refused),
+            "ready": self._next_step is not None,
+            "wanted": self._wanted,
+            "left": self._left,
+            "leaving_nodes": self._leaving_nodes,
+            "failure": failure,
+            "pid": os.getpid(),
+        }
+
+    def _all_taken(self) -> set[str]:
+        return self._taken | {a.key for a in self._state.amendments if a.key}
 
 
-def start_driver(name: str, state: ScheduleState) -> Any:
+def driver_name(run: str) -> str:
+    """Name of a run's driver among a cluster's actors."""
+    return f"mgray-{run}"
+
+
+def start_driver(name: str, plan: Plan, state: ScheduleState) -> Any:
     """Start the driver of the run `name` and return its handle; it ends with the program that started it.
 
     Raises:
@@ -97,7 +154,7 @@ def start_driver(name: str, state: ScheduleState) -> Any:
     # one thread of control: the methods never wait, so they do not interleave
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ScheduleDriver)
     try:
-        return actor.options(name=f"mgray-{name}", namespace=NAMESPACE).remote(state)
+        return actor.options(name=driver_name(name), namespace=NAMESPACE).remote(plan, state)
     except ValueError:
         raise ConfigError(
             "name", name, "is a run in progress on this cluster", "wait for it, or give another --name"

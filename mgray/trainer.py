@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 import ray.train
@@ -20,25 +20,25 @@ import ray.train.torch
 from rich.console import Console
 from rich.progress import Progress
 
+from mgray.attempts import Attempts
 from mgray.check import SHARDS_FOLDER, check_run, is_shards, run_folder, starts_afresh
 from mgray.config import Run
+from mgray.control import announce, in_progress
 from mgray.data.annotations import read_annotations
 from mgray.data.decode import DECODE_LIMIT_S
-from mgray.data.feed import GridDataConfig, quiet_ray_data
+from mgray.data.feed import quiet_ray_data
 from mgray.data.ingest import LEVELS, IngestProgress, ingest
 from mgray.data.levels import levels_of
 from mgray.data.manifest import MANIFEST, SOURCE, VERSION, Manifest
 from mgray.data.shard import ShardSet
 from mgray.display import TrainDisplay
 from mgray.driver import start_driver
-from mgray.errors import ConfigError, MgrayError, TrainingError
+from mgray.errors import ConfigError, TrainingError
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
 from mgray.report.records import read_run
 from mgray.train.initial import initial_line
 from mgray.train.metrics import METRICS
-from mgray.train.session import FEED
-from mgray.train.worker import WorkConfig, work
 
 POLL_S = 0.5
 KEEP_CHECKPOINTS = 3
@@ -80,13 +80,23 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
         _warn_of_upscaling(run, shards, console)
         if run.model.init and starts_afresh(run):
             console.print(f"{run.name}: {initial_line(run.model, len(shards.classes))}", soft_wrap=True)
-        _write_records(folder, run, plan, shards)
-        driver = start_driver(run.name, ScheduleState(plan.digest()))
-        try:
-            with TrainDisplay(run.name, plan, console) as display, _watching(driver, display):
-                _fit(run, folder, shards, driver)
-        finally:
-            ray.kill(driver)
+        with in_progress(folder):
+            _write_records(folder, run, plan, shards)
+            driver = start_driver(run.name, plan, ScheduleState(plan.digest()))
+            announce(folder)
+            try:
+                with TrainDisplay(run.name, console) as display, _watching(driver, display):
+                    attempts = Attempts(run=run, folder=folder, shards=shards.root, driver=driver, say=display.say)
+                    stopped = attempts.work() == "stop"
+            finally:
+                ray.kill(driver)
+    if stopped:
+        result = _result(folder, to_its_end=False)
+        console.print(
+            f"{run.name}: stopped before step {result.steps} of {plan.num_steps}; the same command goes on from there ({folder})",
+            soft_wrap=True,
+        )
+        return result
     result = _result(folder)
     console.print(
         f"{run.name}: {result.metric} {100 * result.score:.1f} % after {result.steps} steps, {result.train_s:.0f} s of training ({folder})",
@@ -117,7 +127,7 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
         options["address"] = run.scale.address or None
     else:
         # decode tasks reserve nothing, but their processes count below
-        wanted = run.scale.workers * (run.scale.cpus + max(1, run.feed.decoders))
+        wanted = run.scale.max_workers * (run.scale.cpus + max(1, run.feed.decoders))
         options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(wanted)), "include_dashboard": False}
         # Ray ends idle processes above this number after a second; a decode process takes seconds to start
         os.environ.setdefault("RAY_num_workers_soft_limit", str(8 + 4 * math.ceil(wanted)))
@@ -231,47 +241,6 @@ def _write_records(folder: Path, run: Run, plan: Plan, shards: ShardSet) -> None
         os.replace(part, folder / f"{name}.json")
 
 
-def _fit(run: Run, folder: Path, shards: ShardSet, driver: Any) -> None:
-    gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
-    use_gpu = run.scale.gpu == "yes" or (run.scale.gpu == "auto" and gpus >= run.scale.workers)
-    if run.scale.gpu == "yes" and gpus < run.scale.workers:
-        raise ConfigError(
-            "scale.workers", run.scale.workers, f"is more than the cluster's {gpus:.0f} GPUs", "ask for fewer, or give --scale.gpu auto"
-        )  # fmt: skip
-    trainer = ray.train.torch.TorchTrainer(
-        cast(Any, work),
-        train_loop_config=cast(
-            Any, WorkConfig(run=run.to_json(), folder=str(folder), shards=shards.root, driver=driver)
-        ),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=run.scale.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": run.scale.cpus} | ({"GPU": 1} if use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=run.name,
-            storage_path=str(folder.parent),
-            failure_config=ray.train.FailureConfig(max_failures=run.scale.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
-        ),
-        datasets={FEED: cast(Any, lambda: run.feed)},  # GridDataConfig makes shards of it
-        dataset_config=GridDataConfig(),
-    )
-    failed: Exception | None = None
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        failed = error
-    failure = ray.get(driver.status.remote())["failure"]
-    if isinstance(failure, MgrayError):
-        raise failure
-    if failure is not None or failed is not None:
-        problem = " ".join(str(failure or failed).split())[-300:]
-        raise TrainingError(
-            "run", run.name, f"failed and was given up ({problem})", "see the logs in Ray's session folder"
-        )
-
-
 @contextlib.contextmanager
 def _watching(driver: Any, display: TrainDisplay) -> Iterator[None]:
     """Keep a display up to date from a thread of its own, since fit() holds the main one."""
@@ -299,11 +268,20 @@ def _finished(folder: Path) -> bool:
     return bool(events) and events[-1].event == "finish" and not events[-1].detail
 
 
-def _result(folder: Path) -> TrainResult:
+def _result(folder: Path, *, to_its_end: bool = True) -> TrainResult:
     records = read_run(folder)
-    if not records.is_finished:
+    if to_its_end and not records.is_finished:
         raise TrainingError(
             "run", records.name, "ended before its schedule", "start it again: it goes on from its last checkpoint"
         )
-    last = records.evals[-1]
-    return TrainResult(folder=folder, steps=last.step, train_s=last.train_s, score=last.score, metric=records.metric)
+    steps = records.steps
+    score = records.evals[-1].score if records.evals else float("nan")
+    if not len(steps.step):
+        return TrainResult(folder=folder, steps=0, train_s=0.0, score=score, metric=records.metric)
+    return TrainResult(
+        folder=folder,
+        steps=int(steps.step[-1]) + 1,
+        train_s=float(steps.train_s[-1]),
+        score=score,
+        metric=records.metric,
+    )

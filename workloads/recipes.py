@@ -32,7 +32,7 @@ def on_gpus(run: Run, gpus: int) -> Run:
 
     The recipes are for 8 GPUs; the paper trains on 1 and on 128 (16 machines of 8) too.
     """
-    batch = max(SMALLEST_BATCH, gpus * run.plan.batch // run.scale.workers)
+    batch = max(SMALLEST_BATCH, gpus * run.plan.batch // run.scale.max_workers)
     share = batch / run.plan.batch
     plan = dataclasses.replace(run.plan, batch=batch, lr=run.plan.lr * share)
     return dataclasses.replace(

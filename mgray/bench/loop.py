@@ -91,7 +91,7 @@ class BenchSession(RaySession):
     def load(self) -> Iterator[list[Path]]:
         yield []
 
-    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any], *, wait: bool = True) -> None:
         pass
 
 
@@ -112,9 +112,8 @@ def bench_loop(*, workers: int = 1, rounds: int = 5, workload: str = "demo") -> 
         videos, shards = f"{folder}/videos", f"{folder}/shards"
         write_motion_videos(videos, classes=CLASSES, clips_per_class=90, frames=4, width=32, height=32)
         ingest(videos, shards)
-        driver = start_driver(
-            "bench", ScheduleState(Plan.compile(run.plan, ShardSet.open(shards).num_samples("train")).digest())
-        )
+        compiled = Plan.compile(run.plan, ShardSet.open(shards).num_samples("train"))
+        driver = start_driver("bench", compiled, ScheduleState(compiled.digest()))
         config = {"run": run.to_json(), "shards": shards, "folder": folder, "rounds": rounds, "driver": driver}
         try:
             ray.train.torch.TorchTrainer(
@@ -136,7 +135,7 @@ def _work(config: dict[str, Any]) -> None:
     quiet_ray_data()
     run, shards, folder = Run.from_json(config["run"]), ShardSet.open(config["shards"]), Path(config["folder"])
     torch.set_num_threads(run.scale.threads or max(1, int(run.scale.cpus)))
-    session = BenchSession(config["driver"])
+    session = BenchSession(config["driver"], folder)
     results = []
     for number in range(config["rounds"] + 1):
         loop = CachedLoop(run, session, shards, folder / f"round{number}", 0)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mgray.cli.bench import BENCH
 from mgray.cli.convert import CONVERT
+from mgray.cli.ctl import CTL
 from mgray.cli.demo import DEMO
 from mgray.cli.evaluate import EVAL, PREDICT
 from mgray.cli.ingest import INGEST, SHARDS
@@ -21,7 +22,7 @@ from mgray.cli.train import TRAIN
 from mgray.errors import ConfigError, MgrayError
 
 COMMANDS: dict[str, Command] = {
-    command.name: command for command in (PLAN, INGEST, SHARDS, TRAIN, EVAL, PREDICT, CONVERT, REPORT, BENCH, DEMO)
+    command.name: command for command in (PLAN, INGEST, SHARDS, TRAIN, CTL, EVAL, PREDICT, CONVERT, REPORT, BENCH, DEMO)
 }
 
 

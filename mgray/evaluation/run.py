@@ -206,11 +206,11 @@ def _scored_on_ray(
     scale = dataclasses.replace(run.scale, workers=viewing.workers)
     with ray_running(dataclasses.replace(run, scale=scale)):
         gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
-        use_gpu = scale.gpu != "no" and gpus >= scale.workers
+        use_gpu = scale.gpu != "no" and gpus >= viewing.workers
         task: Any = ray.remote(num_cpus=scale.cpus, num_gpus=int(use_gpu), num_returns="streaming")(_share)
         device = "cuda" if use_gpu else "cpu"
         streams: list[Any] = [
-            task.remote(run, folder, meta, source, viewing, rank, device) for rank in range(scale.workers)
+            task.remote(run, folder, meta, source, viewing, rank, device) for rank in range(viewing.workers)
         ]
         try:
             for refs in itertools.zip_longest(*streams):

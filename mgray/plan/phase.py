@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mgray.plan.rate import Pace
 from mgray.plan.shape import BatchShape
 
 
@@ -61,6 +62,10 @@ class Phase:
     """Learning rate when it begins, warm-up left out."""
     end_lr: float
     """Learning rate of its last step, warm-up left out."""
+    target: int
+    """Position that its steps have to reach; the last one goes past it where it is no whole number of batches."""
+    pace: Pace = Pace()  # noqa: RUF009 - frozen
+    """How it follows the planned learning rate; as planned, unless an amendment moved it."""
 
     @property
     def frames(self) -> int:

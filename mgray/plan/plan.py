@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +110,7 @@ class Plan:
             shape=phase.batches[slot],
             first_position=position,
             epoch=epoch,
-            lr=self.rate.at(epoch),
+            lr=phase.pace.at(self.rate, epoch),
             jitter_min=phase.jitter_min[slot],
             jitter_max=phase.jitter_max[slot],
             stride_min=phase.stride_min,
@@ -151,6 +153,34 @@ class Plan:
             "phases": [phase.to_json() for phase in self.phases],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def cut(self, index: int) -> Plan:
+        """The first `index` steps of this plan, at least one.
+
+        Raises:
+            IndexError: outside [1, num_steps].
+        """
+        if not 1 <= index <= self.num_steps:
+            raise IndexError(f"step {index} is outside this plan's 1..{self.num_steps}")
+        phase = self.phase_of(index - 1)
+        if index == phase.first_step + phase.num_steps:
+            phases = self.phases[: phase.index + 1]
+        else:
+            position, _ = self.done_before(index)
+            steps = range(phase.first_step, index)
+            slots = [0] * len(phase.batches)
+            bounds = [*(s for s in self.laps.steps if steps.start < s < index), index]
+            for lap, end in zip([steps.start, *bounds], bounds, strict=False):
+                for slot in range(len(slots)):
+                    slots[slot] += max(0, -(-(end - lap - slot) // len(slots)))
+            head = dataclasses.replace(
+                phase, num_steps=len(steps), slot_steps=tuple(slots), end_position=position, target=position,
+                end_epoch=-(-position // self.num_samples),
+            )  # fmt: skip
+            phases = (*self.phases[: phase.index], head)
+        count = bisect.bisect_left(self.laps.steps, index)
+        laps = Laps(self.laps.steps[:count], self.laps.positions[:count], self.laps.voxels[:count])
+        return dataclasses.replace(self, phases=phases, laps=laps)
 
     def to_json(self) -> dict[str, Any]:
         """Phases and totals, the totals beside those of the constant baseline schedule."""
@@ -200,42 +230,61 @@ def _lay(
     done: tuple[int, int, int],
 ) -> tuple[Phase, list[tuple[int, int, int]]]:
     """The phase of a segment, and its laps; `done` counts steps, positions and voxels before it."""
-    step, position, voxels = done
     batches = tuple(_batch(spec, part.shape, slot) for slot in range(len(part.shape.slots)))
-    clips = [batch.clips for batch in batches]
-    slot_steps = [0] * len(batches)
-    laps = []
-    for target in _lap_ends(position, part.end_epoch * num_samples, num_samples, clips):
-        laps.append((step, position, voxels))
-        count, covered = _steps_to(target - position, clips)
-        for slot, batch in enumerate(batches):
-            steps = -(-(count - slot) // len(batches))
-            slot_steps[slot] += steps
-            voxels += steps * batch.voxels
-        step, position = step + count, position + covered
+    course = lay(batches, done, part.end_epoch * num_samples, num_samples)
     base_clips = spec.batch * part.shape.multiplier
-    last_epoch = (position - clips[(count - 1) % len(clips)]) / num_samples
     phase = Phase(
         index=index,
         stage=part.stage,
         first_epoch=first_epoch,
         end_epoch=part.end_epoch,
         first_step=done[0],
-        num_steps=step - done[0],
+        num_steps=course.num_steps,
         first_position=done[1],
-        end_position=position,
+        end_position=course.end_position,
         base_clips=base_clips,
         batches=batches,
-        slot_steps=tuple(slot_steps),
+        slot_steps=course.slot_steps,
         jitter_min=tuple(slot.jitter_min for slot in part.shape.slots),
         jitter_max=tuple(slot.jitter_max for slot in part.shape.slots),
         stride_min=part.shape.stride_min,
         stride_max=part.shape.stride_max,
         bn_groups=max(1, base_clips // spec.bn_group),
         lr=rate.without_warmup(first_epoch),
-        end_lr=rate.without_warmup(last_epoch),
+        end_lr=rate.without_warmup(course.last_position / num_samples),
+        target=part.end_epoch * num_samples,
     )
-    return phase, laps
+    return phase, course.laps
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The steps of a phase: how many, in which slots, how far they get, and the laps they are counted by."""
+
+    num_steps: int
+    slot_steps: tuple[int, ...]
+    end_position: int
+    last_position: int
+    """First position of the last step."""
+    laps: list[tuple[int, int, int]]
+
+
+def lay(batches: Sequence[BatchShape], done: tuple[int, int, int], target: int, num_samples: int) -> Course:
+    """The fewest steps that reach position `target`, which lies ahead; `done` counts steps, positions and voxels before them."""
+    step, position, voxels = done
+    clips = [batch.clips for batch in batches]
+    slot_steps = [0] * len(batches)
+    laps = []
+    for end in _lap_ends(position, target, num_samples, clips):
+        laps.append((step, position, voxels))
+        count, covered = _steps_to(end - position, clips)
+        for slot, batch in enumerate(batches):
+            steps = -(-(count - slot) // len(batches))
+            slot_steps[slot] += steps
+            voxels += steps * batch.voxels
+        step, position = step + count, position + covered
+    last = position - clips[(count - 1) % len(clips)]
+    return Course(step - done[0], tuple(slot_steps), position, last, laps)
 
 
 def _batch(spec: PlanSpec, shape: CycleShape, slot: int) -> BatchShape:
@@ -248,7 +297,8 @@ def _lap_ends(position: int, end: int, num_samples: int, clips: list[int]) -> li
     restarts = len(set(clips)) > 1 and num_samples >= RESTART_CYCLES * sum(clips)
     if not restarts:
         return [end]
-    return [epoch * num_samples for epoch in range(position // num_samples + 1, end // num_samples + 1)]
+    first, last = position // num_samples + 1, -(-end // num_samples)
+    return [*(epoch * num_samples for epoch in range(first, last)), end]
 
 
 def _steps_to(distance: int, clips: list[int]) -> tuple[int, int]:

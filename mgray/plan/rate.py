@@ -3,11 +3,51 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from mgray.plan.cycle import Segment
 from mgray.plan.spec import PlanSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How an amended phase follows the planned learning rate: at epoch e it has `factor` times that of `offset + speed * e`."""
+
+    offset: float = 0.0
+    speed: float = 1.0
+    factor: float = 1.0
+    ramp_start: float = 0.0
+    """Epoch from which `factor` is approached in a straight line, from `ramp_factor`."""
+    ramp_epochs: float = 0.0
+    ramp_factor: float = 1.0
+
+    def at(self, rate: LearningRate, epoch: float) -> float:
+        """Learning rate at an epoch, warm-up included."""
+        return rate.at(self.offset + self.speed * epoch) * self.factor_at(epoch)
+
+    def without_warmup(self, rate: LearningRate, epoch: float) -> float:
+        """Learning rate at an epoch as if there were neither warm-up nor ramp."""
+        return rate.without_warmup(self.offset + self.speed * epoch) * self.factor
+
+    def factor_at(self, epoch: float) -> float:
+        """Over the planned rate."""
+        if epoch >= self.ramp_start + self.ramp_epochs:
+            return self.factor
+        done = max(0.0, (epoch - self.ramp_start) / self.ramp_epochs)
+        return self.ramp_factor + (self.factor - self.ramp_factor) * done
+
+    def after(self, offset: float, speed: float) -> Pace:
+        """This pace for a phase whose epoch e stands for the epoch `offset + speed * e` of before."""
+        start = (self.ramp_start - offset) / speed
+        return dataclasses.replace(
+            self,
+            offset=self.offset + self.speed * offset,
+            speed=self.speed * speed,
+            ramp_start=start,
+            ramp_epochs=self.ramp_epochs / speed,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mgray.errors import ConfigError
 
 SQRT_HALF = 2.0**-0.5
-NEWER_FIELDS = ("cycles", "final_share")
+NEWER_FIELDS = ("cycles", "final_share", "batch_policy")
 """Fields that digests leave out at their defaults: runs from before them go on."""
 
 
@@ -36,6 +36,9 @@ class PlanSpec:
     """Height and width in pixels of a clip at the base shape (S)."""
     batch: int = 64
     """Clips of a global mini-batch at the base shape (B), over all workers."""
+    batch_policy: Literal["global", "per_worker"] = "global"
+    """global: `batch` and `lr` are those of the run, whatever its workers. per_worker: they are those of one worker, and grow and
+    shrink with the number of workers; progress in samples carries over."""
     stride: int = 2
     """Source frames from one sampled frame to the next at the base shape (tau)."""
     jitter_min: int = 256

@@ -1,4 +1,4 @@
-"""The schedule as it stands: the compiled plan and the amendments that were made to it while the run went on."""
+"""The schedule as it stands: the amendments that were made to a plan while its run went on, and what workers are asked to do."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mgray.errors import CheckpointError, ConfigError
+from mgray.plan import amend
 from mgray.plan.plan import Plan
 
-AmendmentKind = Literal["stop"]
+AmendmentKind = Literal["stop", "advance", "extend", "rate", "workers"]
+RequestKind = Literal["advance", "extend", "rate", "checkpoint", "stop", "resize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +18,30 @@ class Amendment:
     """A change of the schedule that holds from a named step on, on all workers at once."""
 
     kind: AmendmentKind
-    """stop: `from_step` is not trained any more, the run ends before it."""
+    """stop: `from_step` is not trained any more, the run ends before it.
+    advance: the phase that holds `from_step` ends before it; `value` is the share of the saved voxels that goes to the later phases.
+    extend: the phase that holds `from_step` takes `value` epochs longer.
+    rate: the learning rate is `value` times what it was.
+    workers: batches and rates are those of `value` workers (plan.batch_policy = per_worker)."""
     from_step: int
+    value: float = 0.0
+    key: str = ""
+    """Of the request that it answers, so that a request is not answered twice."""
+
+    def applied(self, plan: Plan, workers: int) -> Plan:
+        """The plan with this amendment; `workers` is the number of workers that it was for."""
+        step = self.from_step
+        if step >= plan.num_steps and self.kind != "stop":
+            return plan
+        if self.kind == "advance":
+            return amend.advanced(plan, step, self.value)
+        if self.kind == "extend":
+            return amend.extended(plan, step, self.value)
+        if self.kind == "rate":
+            return amend.rerated(plan, step, self.value)
+        if self.kind == "workers":
+            return amend.rescaled(plan, step, workers, int(self.value))
+        return amend.stopped(plan, step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +55,20 @@ class ScheduleState:
     def version(self) -> int:
         return len(self.amendments)
 
-    def end_step(self, plan: Plan) -> int:
-        """The number of steps that the run takes, amendments included."""
-        return min([plan.num_steps, *(a.from_step for a in self.amendments if a.kind == "stop")])
+    @property
+    def workers(self) -> int:
+        """The number of workers that batches are for, where they follow it."""
+        return next((int(a.value) for a in reversed(self.amendments) if a.kind == "workers"), 1)
 
-    def amended(self, amendment: Amendment, not_before: int) -> ScheduleState:
+    def plan(self, base: Plan) -> Plan:
+        """The base plan with all amendments, in the order in which they were made."""
+        plan, workers = base, 1
+        for amendment in self.amendments:
+            plan = amendment.applied(plan, workers)
+            workers = int(amendment.value) if amendment.kind == "workers" else workers
+        return plan
+
+    def amended(self, amendment: Amendment, not_before: int = 0) -> ScheduleState:
         """This state with one more amendment.
 
         Raises:
@@ -43,7 +76,7 @@ class ScheduleState:
         """
         if amendment.from_step < not_before:
             raise ConfigError(
-                "from_step", amendment.from_step, f"is before step {not_before}, the next phase boundary",
+                "from_step", amendment.from_step, f"is before step {not_before}, which is trained next",
                 f"name step {not_before} or a later one",
             )  # fmt: skip
         return ScheduleState(self.plan_digest, (*self.amendments, amendment))
@@ -69,7 +102,10 @@ class ScheduleState:
 
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values; `ScheduleState.from_json` reads it."""
-        return {"plan": self.plan_digest, "amendments": [[a.kind, a.from_step] for a in self.amendments]}
+        return {
+            "plan": self.plan_digest,
+            "amendments": [[a.kind, a.from_step, a.value, a.key] for a in self.amendments],
+        }
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> ScheduleState:
@@ -78,10 +114,58 @@ class ScheduleState:
         Raises:
             CheckpointError: an amendment of a kind that this code does not know.
         """
-        for kind, _ in tree["amendments"]:
+        for kind, *_ in tree["amendments"]:
             if kind not in get_args(AmendmentKind):
                 raise CheckpointError("amendment", kind, "is not known", "go on with the mgray that wrote it")
-        return cls(tree["plan"], tuple(Amendment(kind, step) for kind, step in tree["amendments"]))
+        return cls(tree["plan"], tuple(Amendment(*fields) for fields in tree["amendments"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody outside asks of a run that is in progress; `from_step` 0 is as soon as can be."""
+
+    key: str
+    kind: RequestKind
+    value: float = 0.0
+    from_step: int = 0
+
+    def check(self, plan: Plan, state: ScheduleState, next_step: int) -> None:
+        """Refuse what cannot be done to this plan.
+
+        Raises:
+            ConfigError: it names the value and what may be asked.
+        """
+        plan = state.plan(plan)
+        step = max(self.from_step, next_step)
+        if self.from_step and self.from_step < next_step:
+            raise ConfigError(
+                "from_step", self.from_step, f"is before step {next_step}, which is trained next",
+                f"name step {next_step} or a later one",
+            )  # fmt: skip
+        if step >= plan.num_steps:
+            raise ConfigError("from_step", step, f"is past the run's {plan.num_steps} steps", "name an earlier step")
+        if self.kind == "advance" and plan.phase_of(step).index == len(plan.phases) - 1:
+            raise ConfigError(
+                "advance", step, "is in the last phase, there is none to advance to", "stop the run, or let it end"
+            )  # fmt: skip
+        if self.kind in ("extend", "rate") and not 0 < self.value < float("inf"):
+            raise ConfigError(self.kind, self.value, "must be positive", "give a number above 0")
+        if self.kind == "resize" and (self.value < 0 or self.value != int(self.value)):
+            raise ConfigError(
+                "resize", self.value, "is no number of workers", "give a whole number, or 0 to go back to scale.workers"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the driver tells the workers: the newest schedule, and steps before which to save or to leave."""
+
+    state: ScheduleState
+    save_at: int | None = None
+    leave_at: int | None = None
+    """Save before this step and end the attempt."""
+    leave: str = ""
+    """Why: stop, or resize."""
 
 
 def segments_of(plan: Plan, start: int, end: int) -> list[range]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mgray.errors import CheckpointError, DamagedCheckpointError
+from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
 from mgray.train.average import WeightAverage
 
 FORMAT = 1
 META, TENSORS = "meta.json", "state.pt"
+SCHEDULE = "schedule.json"
+"""Amendments of a run, in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,19 +45,52 @@ class CheckpointMeta:
     """Whether videos have several classes, so that scores are a sigmoid's."""
 
 
-def write_checkpoint(
-    folder: Path,
-    meta: CheckpointMeta,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None = None,
-) -> None:
-    """Write a checkpoint into an existing folder; the description comes last, so that a cut-off one is noticed."""
-    tensors = folder / TENSORS
-    state: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Copies of all tensors as they stood at one step, on their device; training may go on while they are written."""
+
+    state: dict[str, Any]
+    ready: torch.cuda.Event | None
+    """Passed on the device when the copies are made."""
+
+    def on_host(self) -> dict[str, Any]:
+        """The copies in main memory, fetched from the device on a stream beside that of training."""
+        if self.ready is None:
+            return self.state
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            stream.wait_event(self.ready)
+            state = _mapped(self.state, lambda tensor: tensor.to("cpu"))
+        assert isinstance(state, dict)
+        return state
+
+
+def snapshot_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Snapshot:
+    """What a checkpoint holds, copied."""
+    state: dict[str, Any] = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
     if average is not None:
         state["average"] = average.state
-    torch.save(state, tensors)
+    on_device = any(parameter.is_cuda for parameter in model.parameters())
+    copied = _mapped(state, lambda tensor: tensor.detach().clone())
+    ready = torch.cuda.current_stream().record_event() if on_device else None
+    return Snapshot(copied, ready)
+
+
+def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tree of dicts, lists and tuples with each tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: _mapped(value, change) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_mapped(value, change) for value in tree)
+    return tree
+
+
+def write_checkpoint(folder: Path, meta: CheckpointMeta, snapshot: Snapshot) -> None:
+    """Write a checkpoint into an existing folder; the description comes last, so that a cut-off one is noticed."""
+    tensors = folder / TENSORS
+    torch.save(snapshot.on_host(), tensors)
     content = {
         "format": FORMAT,
         "step": meta.step,
@@ -68,6 +105,31 @@ def write_checkpoint(
         "sha256": _digest(tensors),
     }
     (folder / META).write_text(json.dumps(content))
+
+
+def write_schedule(folder: Path, state: ScheduleState, plan: Plan) -> None:
+    """Keep a run's amendments, and the plan that they make, where they outlive its workers and its driver."""
+    for name, content in ((SCHEDULE, state.to_json()), ("plan.json", plan.to_json())):
+        part = folder / f".{name}.part"
+        part.write_text(json.dumps(content, indent=1))
+        os.replace(part, folder / name)
+
+
+def read_schedule(folder: Path) -> ScheduleState | None:
+    """The amendments that a run's workers have taken up, or None where there are none.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another version of mgray.
+    """
+    path = folder / SCHEDULE
+    if not path.is_file():
+        return None
+    try:
+        return ScheduleState.from_json(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            "schedule", str(path), f"is damaged ({error})", "remove it to go on with the checkpoints' schedule"
+        ) from None
 
 
 def read_meta(folder: Path) -> CheckpointMeta:

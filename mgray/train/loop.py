@@ -1,8 +1,13 @@
-"""The training loop: a function of the run's configuration and its data, whoever its workers are."""
+"""The training loop: a function of the run's configuration and its data, whoever its workers are.
+
+Every few steps the ranks sum their losses; with that collective rank 0 also says what all are to do next (`Signal`), so that a new
+schedule, a checkpoint or an end is taken up by all ranks before the same step.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import itertools
 import math
 import time
@@ -24,10 +29,18 @@ from mgray.errors import CheckpointError, TrainingError
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
-from mgray.plan import Plan, Step, eval_steps, sample_at
-from mgray.plan.state import ScheduleState, segments_of
+from mgray.plan import Plan, Step, eval_steps, progress_at, sample_at
+from mgray.plan.state import Amendment, ScheduleState, segments_of
 from mgray.train.average import WeightAverage
-from mgray.train.checkpoint import CheckpointMeta, newest_whole, read_tensors, write_checkpoint
+from mgray.train.checkpoint import (
+    CheckpointMeta,
+    newest_whole,
+    read_schedule,
+    read_tensors,
+    snapshot_of,
+    write_checkpoint,
+    write_schedule,
+)
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.metrics import MetricsWriter
@@ -37,8 +50,20 @@ from mgray.train.step import Worker
 
 _KEY_OF_SEED = 0x9E3779B97F4A7C15
 """Odd, so that no two seeds of 64 bits have the same key."""
-FLUSH_STEPS = 8
-"""Steps whose losses are summed over the ranks in one collective."""
+FLUSH_STEPS, FLUSH_S = 8, 1.0
+"""Steps whose losses are summed over the ranks in one collective; fewer where they take longer than so many seconds."""
+NOTICE_EVERY_S = 5.0
+"""Seconds between two looks at whether a node has been given notice."""
+
+
+class Signal(enum.IntFlag):
+    """What rank 0 tells all ranks along with the sums of a flush."""
+
+    NEWS = 1
+    """The driver has requests or a newer schedule."""
+    NOTICE = 2
+    """Ask Ray whether one of the workers' nodes is about to go."""
+    SAVE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +93,10 @@ class Loop:
 
     def __init__(self, run: Run, session: Session, shards: ShardSet, folder: Path, attempt: int) -> None:
         self.run, self.session, self.shards = run, session, shards
-        self.plan = Plan.compile(run.plan, shards.num_samples("train"))
-        self.schedule = ScheduleState(self.plan.digest())
+        self.base = Plan.compile(run.plan, shards.num_samples("train"))
+        self.schedule = ScheduleState(self.base.digest())
+        self.plan = self.base
+        self.folder = folder
         torch.manual_seed(run.train.seed)
         model = convert_dropout(build_model(run.model, len(shards.classes)))
         defer_running_stats(model)
@@ -84,15 +111,22 @@ class Loop:
         self.attempt = attempt
         self._train_s = 0.0
         self._saved: tuple[int, ScheduleState | None] = (0, None)
+        self._saved_at = self._noticed_at = time.monotonic()
+        self._save_at: int | None = None
+        self._leave_at: int | None = None
+        self._leave = ""
+        self._leaving_nodes: tuple[str, ...] = ()
+        self._flush_steps = 1
+        self._validated = -1
         self._done: list[_Done] = []
         self._initial = ""
+        self._shown: dict[str, Any] = {}
         self._load()
         self._records = MetricsWriter(folder, attempt) if session.rank == 0 else None
         self._evals = frozenset(eval_steps(self.plan, run.train.evals))
-        self._shown: dict[str, Any] = {}
 
-    def train(self) -> None:
-        """Run to the end of the schedule.
+    def train(self) -> str:
+        """Train to the end of the schedule; returns "" there, or why the attempt ends before it: stop, resize, or notice.
 
         Raises:
             TrainingError: a loss is not finite.
@@ -102,18 +136,30 @@ class Loop:
         self._event("resume" if self.step else "start", f"{self.session.world_size} workers on {self.session.device}")
         if self._initial:
             self._event("init", self._initial)
-        self.schedule = self.session.sync(self.schedule, self._boundary())
-        end = self.schedule.end_step(self.plan)
-        if self.step < end:
-            with self.session.feed.blocks(self.source(), segments_of(self.plan, self.step, end)) as blocks:
+        self._take_orders()
+        if self.run.plan.batch_policy == "per_worker" and self.schedule.workers != self.session.world_size:
+            self.schedule = self.schedule.amended(Amendment("workers", self.step, self.session.world_size))
+            self._take_orders()
+        while self.step < self._end():
+            segments = segments_of(self.plan, self.step, self.plan.num_steps)
+            with self.session.feed.blocks(self.source(), segments) as blocks:
                 self._steps(blocks)
-            if self.step not in self._evals:  # stopped early
+        if self._leave and self.step < self.plan.num_steps:
+            self._save(wait=True)
+            self.session.leave(self._leave, self._leaving_nodes)
+            self._event("leave", f"{self._leave}: {' '.join(self._leaving_nodes)}".removesuffix(": "))
+        else:
+            if self._validated != self.step:  # stopped early
                 self._validate()
-        if self._saved != (self.step, self.schedule):
-            self._save()
-        self._event("finish", "" if self.step == self.plan.num_steps else "stopped early by an amendment")
+            if self._saved != (self.step, self.schedule):
+                self._save(wait=True)
+            stopped = any(amendment.kind == "stop" for amendment in self.schedule.amendments)
+            self._event("finish", "stopped early by an amendment" if stopped else "")
+            self._leave = ""
+        self.session.finish_saving()
         if self._records is not None:
             self._records.close()
+        return self._leave
 
     def source(self) -> ClipSource:
         """Where the clips of the steps come from."""
@@ -129,19 +175,20 @@ class Loop:
             data.sampling,
         )
 
+    def _end(self) -> int:
+        """The step before which this attempt ends, as far as is known."""
+        return min(self.plan.num_steps, self.plan.num_steps if self._leave_at is None else self._leave_at)
+
     def _steps(self, blocks: Iterator[Block | None]) -> None:
-        phase = self._enter(self.plan.step_at(self.step))
+        """Train on blocks until the attempt ends or they are no longer those of the schedule."""
+        schedule, phase = self.schedule, -1
         # waiting for the first block is start-up, not training
         blocks = itertools.chain([next(blocks)], blocks)
         started = time.perf_counter()
-        while self.step < self.schedule.end_step(self.plan):
+        while self.step < self._end() and self.schedule == schedule:
             step = self.plan.step_at(self.step)
             if step.phase != phase:
-                self._flush()
-                self.schedule = self.session.sync(self.schedule, self._boundary())
-                if self.step < self.schedule.end_step(self.plan):
-                    phase = self._enter(step)
-                continue
+                phase = self._enter(step)
             block = next(blocks)
             waited = time.perf_counter() - started
             sums = self._train_on(step, block)
@@ -150,15 +197,36 @@ class Loop:
             self._train_s += now - started
             self._done.append(_Done(step, sums, now - started, waited, self._train_s))
             evaluating = self.step in self._evals
-            saving = self.step - self._saved[0] >= self.run.scale.save_every
-            if evaluating or saving or len(self._done) >= FLUSH_STEPS:
-                self._flush()
+            saving = self.step - self._saved[0] >= self.run.scale.save_every or self.step == self._save_at
+            ending = self.step == self._end() or self.plan.phase_of(self.step).index != phase
+            signal = Signal(0)
+            if evaluating or saving or ending or len(self._done) >= self._flush_steps:
+                signal = self._flush()
             if evaluating:
                 self._validate()
-            if saving:
-                self._save()
-            started = time.perf_counter() if evaluating or saving else now
-        self._flush()
+            if signal & Signal.NEWS:
+                self._take_orders()
+                saving = saving or self.step == self._save_at
+            if signal & Signal.NOTICE and (nodes := self.session.leaving_nodes()):
+                self._leave, self._leave_at, self._leaving_nodes = "notice", self.step, nodes
+            if saving or signal & Signal.SAVE:
+                self._save(wait=self.step >= self._end())
+            started = time.perf_counter() if evaluating or saving or signal else now
+
+    def _take_orders(self) -> None:
+        """Ask the driver, all ranks before the same step, and take up what it says."""
+        orders = self.session.sync(self.schedule, self.step)
+        self._save_at, self._leave_at, self._leave = orders.save_at, orders.leave_at, orders.leave
+        if self._save_at is not None and self._save_at <= self.step:
+            self._save_at = self.step
+        for amendment in orders.state.amendments[self.schedule.version :]:
+            value = f" {amendment.value:g}" if amendment.value else ""
+            self._event("amend", f"{amendment.kind}{value} from step {amendment.from_step}")
+        self.schedule = orders.state
+        self.plan = self.schedule.plan(self.base)
+        self._evals = frozenset(eval_steps(self.plan, self.run.train.evals))
+        if self._records is not None and self.schedule.version:
+            write_schedule(self.folder, self.schedule, self.plan)
 
     def _enter(self, step: Step) -> int:
         self._event("phase", f"phase {step.phase}: {step.shape}")
@@ -185,13 +253,19 @@ class Loop:
                 "block", f"step {block.index}, {shape}", f"is not that of step {step.index}, {planned}", "report this as a bug of mgray"
             )  # fmt: skip
 
-    def _flush(self) -> None:
-        """Sum the finished steps' losses over the ranks and record them."""
+    def _flush(self) -> Signal:
+        """Sum the finished steps' losses over the ranks and record them; the same signal on every rank."""
         if not self._done:
-            return
+            return Signal(0)
         sums = torch.stack([done.sums for done in self._done])
+        signal, steps = self._signal(), self._flush_steps_wanted()
         if self.session.world_size > 1:
+            words = sums.new_tensor([[signal, steps, 0.0]]) if self.session.rank == 0 else sums.new_zeros(1, 3)
+            sums = torch.cat([sums, words])
             dist.all_reduce(sums)
+            *_, (signal_word, steps_word, _) = sums.tolist()
+            sums, signal, steps = sums[:-1], Signal(int(signal_word)), int(steps_word)
+        self._flush_steps = steps
         for done, (loss, right, checksum) in zip(self._done, sums.tolist(), strict=True):
             clips = done.step.shape.clips
             if not math.isfinite(loss):
@@ -207,6 +281,26 @@ class Loop:
             self._records.flush()
             self._show(sums)
         self._done.clear()
+        return signal
+
+    def _signal(self) -> Signal:
+        """What rank 0 has to say."""
+        if self.session.rank != 0:
+            return Signal(0)
+        now, signal = time.monotonic(), Signal(0)
+        if self.session.news():
+            signal |= Signal.NEWS
+        if now - self._noticed_at >= NOTICE_EVERY_S:
+            self._noticed_at = now
+            signal |= Signal.NOTICE
+        if 0 < self.run.scale.save_s <= now - self._saved_at:
+            signal |= Signal.SAVE
+        return signal
+
+    def _flush_steps_wanted(self) -> int:
+        """Steps until the next flush, by rank 0's clock: it decides when things are said, never what is trained."""
+        mean_s = sum(done.step_s for done in self._done) / len(self._done)
+        return max(1, min(FLUSH_STEPS, int(FLUSH_S / max(mean_s, 1e-9))))
 
     def _show(self, sums: Tensor) -> None:
         last = self._done[-1]
@@ -214,6 +308,10 @@ class Loop:
         seconds = sum(done.step_s for done in self._done)
         self._shown |= {
             "step": self.step,
+            "num_steps": self.plan.num_steps,
+            "num_phases": len(self.plan.phases),
+            "done": progress_at(self.plan, self.step).fraction,
+            "workers": self.session.world_size,
             "phase": last.step.phase,
             "shape": str(last.step.shape),
             "epoch": last.step.epoch,
@@ -223,9 +321,10 @@ class Loop:
             "wait_share": sum(done.wait_s for done in self._done) / max(seconds, 1e-9),
             "train_s": self._train_s,
         }
-        self.session.show(dict(self._shown), self.schedule, self._boundary())
+        self.session.show(dict(self._shown), self.schedule, self.step)
 
     def _validate(self) -> None:
+        self._validated = self.step
         started = time.perf_counter()
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             if self.run.train.precise_bn:
@@ -238,9 +337,12 @@ class Loop:
             )
             self._records.flush()
             self._shown["score"] = scores["map"] if "map" in scores else scores["top1"]
-            self.session.show(dict(self._shown), self.schedule, self._boundary())
+            self.session.show(dict(self._shown), self.schedule, self.step)
 
-    def _save(self) -> None:
+    def _save(self, *, wait: bool) -> None:
+        """Save what stands after the steps done; without `wait`, writing goes on while training does."""
+        if self._saved == (self.step, self.schedule):
+            return
         meta = CheckpointMeta(
             step=self.step,
             run_digest=self.run.digest(),
@@ -252,15 +354,20 @@ class Loop:
             attempt=self.attempt,
             multi_label=self.shards.multi_label,
         )
+        if self._records is not None:
+            self.session.finish_saving()
+            snapshot = snapshot_of(self.worker.module, self.optimizer, self.average)
 
         def write(folder: Path) -> None:
-            write_checkpoint(folder, meta, self.worker.module, self.optimizer, self.average)
+            write_checkpoint(folder, meta, snapshot)
 
-        self.session.save(write, {"step": self.step})
-        self._saved = (self.step, self.schedule)
+        self.session.save(write, {"step": self.step}, wait=wait)
+        self._saved, self._saved_at = (self.step, self.schedule), time.monotonic()
         self._event("checkpoint")
 
     def _load(self) -> None:
+        if self.session.rank == 0 and (amended := read_schedule(self.folder)) is not None:
+            self.schedule = self.schedule.newer(amended)
         with self.session.load() as folders:
             if not folders:
                 if self.run.model.init:
@@ -272,14 +379,8 @@ class Loop:
         self.schedule = self.schedule.newer(meta.schedule)
         self.step = meta.step
         self._saved = (meta.step, meta.schedule)
+        self._validated = meta.step  # before it was saved
         self._train_s = meta.train_s
-
-    def _boundary(self) -> int:
-        """The first step of the phase after the one that this step is in."""
-        if self.step >= self.plan.num_steps:
-            return self.plan.num_steps
-        phase = self.plan.phases[self.plan.step_at(self.step).phase]
-        return phase.first_step + phase.num_steps
 
     def _event(self, event: str, detail: str = "") -> None:
         if self._records is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,14 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train import CheckpointUploadMode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mgray.config import FeedSection
 from mgray.data.feed import Feed
 from mgray.data.local_feed import LocalFeed
-from mgray.plan.state import ScheduleState
+from mgray.plan.state import Orders, ScheduleState
 
 FEED = "train"
 """Name under which the trainer passes the feed to Ray Train."""
@@ -51,17 +52,33 @@ class Session(Protocol):
     def subgroup(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
         """The process group of some ranks; every rank has to ask for the same groups in the same order."""
 
-    def sync(self, state: ScheduleState, next_boundary: int) -> ScheduleState:
-        """The newest schedule, the same on every rank; amendments from here on hold from `next_boundary` at the earliest."""
+    def sync(self, state: ScheduleState, step: int) -> Orders:
+        """The newest schedule and what else is asked for, the same on every rank; all of them stand before `step`."""
 
-    def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
+    def show(self, progress: dict[str, Any], state: ScheduleState, step: int) -> None:
         """Publish how far the run is for those who watch and amend it (rank 0 only, never waits)."""
+
+    def news(self) -> bool:
+        """Whether the driver has something that calls for `sync` (rank 0 only, never waits)."""
+
+    def leaving_nodes(self) -> tuple[str, ...]:
+        """Nodes of workers that have been given notice, the same on every rank; every rank has to ask."""
+
+    def leave(self, why: str, nodes: tuple[str, ...]) -> None:
+        """Tell the driver that this attempt ends before the schedule does; every rank takes part."""
 
     def load(self) -> AbstractContextManager[list[Path]]:
         """A context with the folders of the run's checkpoints, the newest first."""
 
-    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
-        """Store a checkpoint that `write` puts into a folder (called on rank 0 only); every rank takes part."""
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any], *, wait: bool = True) -> None:
+        """Store a checkpoint that `write` puts into a folder (called on rank 0 only, in a thread without `wait`); every rank takes part."""
+
+    def finish_saving(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            Exception: what kept it from being written.
+        """
 
 
 @dataclass
@@ -69,7 +86,12 @@ class RaySession:
     """A worker of Ray Train; `driver` is the handle of the run's `ScheduleDriver`."""
 
     driver: Any
+    folder: Path
+    """Of the run's records and checkpoints."""
     _groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
+    _answer: Any = None
+    """The driver's to the last `show`."""
+    _saving: Future[None] | None = None
 
     @property
     def rank(self) -> int:
@@ -99,14 +121,30 @@ class RaySession:
             self._groups[ranks] = cast(dist.ProcessGroup, dist.new_group(list(ranks)))
         return self._groups[ranks]
 
-    def sync(self, state: ScheduleState, next_boundary: int) -> ScheduleState:
-        newest = [ray.get(self.driver.sync.remote(state, next_boundary)) if self.rank == 0 else None]
+    def sync(self, state: ScheduleState, step: int) -> Orders:
+        newest = [ray.get(self.driver.sync.remote(state, step)) if self.rank == 0 else None]
         if self.world_size > 1:
             dist.broadcast_object_list(newest, src=0, device=self.device)
-        return cast(ScheduleState, newest[0])
+        self._answer = None
+        return cast(Orders, newest[0])
 
-    def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
-        self.driver.show.remote(progress, state, next_boundary)
+    def show(self, progress: dict[str, Any], state: ScheduleState, step: int) -> None:
+        self._answer = self.driver.show.remote(progress, state, step)
+
+    def news(self) -> bool:
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        return bool(ray.get(self._answer))
+
+    def leaving_nodes(self) -> tuple[str, ...]:
+        info = ray.train.get_preemption_info()
+        return () if info is None else tuple(info.preempted_node_ids)
+
+    def leave(self, why: str, nodes: tuple[str, ...]) -> None:
+        if self.rank == 0:
+            ray.get(self.driver.leave.remote(why, nodes))
+        if self.world_size > 1:
+            dist.barrier()
 
     @contextmanager
     def load(self) -> Iterator[list[Path]]:
@@ -122,13 +160,35 @@ class RaySession:
             )
             yield [folder, *older]
 
-    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any], *, wait: bool = True) -> None:
         if self.rank != 0:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory(prefix="mgray-checkpoint-") as folder:
-            write(Path(folder))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        saving: Future[None] = Future()
+
+        def put(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            try:
+                write_whole(self.folder / name, write)
+            except BaseException as error:
+                saving.set_exception(error)
+                raise
+            saving.set_result(None)
+            return ray.train.Checkpoint.from_directory(self.folder / name)
+
+        self._saving = saving
+        mode = CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC
+        placeholder = ray.train.Checkpoint.from_directory(self.folder)
+        ray.train.report(
+            metrics,
+            checkpoint=placeholder,
+            checkpoint_upload_mode=mode,
+            checkpoint_upload_fn=put,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def finish_saving(self) -> None:
+        if self._saving is not None:
+            self._saving.result()
 
 
 @dataclass
@@ -152,11 +212,23 @@ class LocalSession:
     def subgroup(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
         raise RuntimeError("one process needs no process group")
 
-    def sync(self, state: ScheduleState, next_boundary: int) -> ScheduleState:
-        return state
+    def sync(self, state: ScheduleState, step: int) -> Orders:
+        return Orders(state)
 
-    def show(self, progress: dict[str, Any], state: ScheduleState, next_boundary: int) -> None:
+    def show(self, progress: dict[str, Any], state: ScheduleState, step: int) -> None:
         """Nobody watches."""
+
+    def news(self) -> bool:
+        return False
+
+    def leaving_nodes(self) -> tuple[str, ...]:
+        return ()
+
+    def leave(self, why: str, nodes: tuple[str, ...]) -> None:
+        """Nobody waits for it."""
+
+    def finish_saving(self) -> None:
+        """Saving waits."""
 
     def _checkpoints(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("checkpoint_*") if path.is_dir() and ".part" not in path.name)
@@ -165,16 +237,20 @@ class LocalSession:
     def load(self) -> Iterator[list[Path]]:
         yield self._checkpoints()[::-1]
 
-    def save(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
-        target = self.folder / f"checkpoint_{int(metrics['step']):09d}"
-        part = target.with_name(target.name + f".part{os.getpid()}")
-        part.mkdir(parents=True, exist_ok=True)
-        write(part)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(part, target)
+    def save(self, write: Callable[[Path], None], metrics: dict[str, Any], *, wait: bool = True) -> None:
+        write_whole(self.folder / f"checkpoint_{int(metrics['step']):09d}", write)
         for old in self._checkpoints()[: -self.keep]:
             shutil.rmtree(old)
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """A folder that `write` fills, put in its place in one move, so that it is there as a whole or not at all."""
+    part = target.with_name(target.name + f".part{os.getpid()}")
+    part.mkdir(parents=True, exist_ok=True)
+    write(part)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(part, target)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -34,7 +34,7 @@ def work(config: WorkConfig) -> None:
     quiet_ray_data()
     run, driver, folder = Run.from_json(config["run"]), config["driver"], Path(config["folder"])
     torch.set_num_threads(run.scale.threads or max(1, int(run.scale.cpus)))
-    session = RaySession(driver)
+    session = RaySession(driver, folder)
     if ray.get(driver.is_given_up.remote()):
         return
     try:

@@ -146,28 +146,37 @@ def test_kill_everything_and_run_the_same_command_again(undisturbed: RunRecords,
     assert_same(records, undisturbed)
 
 
-def kill_at(folder: Path, step: int, victims: Callable[[], list[int]]) -> None:
-    """SIGKILL processes as soon as the records show a step."""
+def wait_for_step(folder: Path, step: int) -> None:
+    """Until the records show a step."""
     deadline = time.monotonic() + 120
     path = folder / "metrics.jsonl"
-    while time.monotonic() < deadline:
-        if path.is_file() and f'"step": {step}, ' in path.read_text():
-            for pid in victims():
-                os.kill(pid, signal.SIGKILL)
-            return
+    while not (path.is_file() and f'"step": {step}, ' in path.read_text()):
+        assert time.monotonic() < deadline, f"{folder} never came to step {step}"
         time.sleep(0.01)
-    raise AssertionError(f"{folder} never came to step {step}")
+
+
+def kill_at(folder: Path, step: int, victims: Callable[[], list[int]]) -> None:
+    """SIGKILL processes as soon as the records show a step."""
+    wait_for_step(folder, step)
+    for pid in victims():
+        os.kill(pid, signal.SIGKILL)
 
 
 def one_worker() -> list[int]:
-    """The process of a Ray Train worker that is at work (Ray names its processes)."""
+    """The process of a Ray Train worker of ours that is at work (Ray names its processes)."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 name = (entry / "cmdline").read_bytes().split(b"\0")[0]
+                ours = parent(parent(int(entry.name))) == os.getpid()
             except OSError:
                 continue  # it has just ended
-            if name.startswith(b"ray::RayTrainWorker"):
+            if name.startswith(b"ray::RayTrainWorker") and ours:
                 found.append(int(entry.name))
     return found[:1]
+
+
+def parent(pid: int) -> int:
+    """The process that started a process: of a Ray worker its raylet, of a local raylet us."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

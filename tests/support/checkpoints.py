@@ -12,7 +12,7 @@ from mgray.data.shard import ShardSet
 from mgray.model import build_model
 from mgray.plan import PlanSpec
 from mgray.plan.state import ScheduleState
-from mgray.train.checkpoint import CheckpointMeta, write_checkpoint
+from mgray.train.checkpoint import CheckpointMeta, snapshot_of, write_checkpoint
 
 RUN = Run(
     plan=PlanSpec(
@@ -36,6 +36,6 @@ def write_run(folder: Path, shards: ShardSet, run: Run = RUN) -> Path:
     )  # fmt: skip
     checkpoint = folder / "checkpoint_000000007"
     checkpoint.mkdir(parents=True)
-    write_checkpoint(checkpoint, meta, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    write_checkpoint(checkpoint, meta, snapshot_of(model, torch.optim.SGD(model.parameters(), lr=0.1)))
     (folder / "data.json").write_text(json.dumps({"shards": shards.root}))
     return folder

@@ -32,9 +32,9 @@ class GlooSession(LocalSession):
             self.groups[ranks] = dist.new_group(list(ranks))
         return self.groups[ranks]
 
-    def save(self, write, metrics) -> None:  # type: ignore[no-untyped-def]
+    def save(self, write, metrics, *, wait=True) -> None:  # type: ignore[no-untyped-def]
         if self.rank == 0:
-            super().save(write, metrics)
+            super().save(write, metrics, wait=wait)
         dist.barrier()
 
 

@@ -18,6 +18,7 @@ from mgray import cli
 from mgray.check import check_run
 from mgray.cli.bench import BENCHES, BenchArguments, BenchFeedArguments
 from mgray.cli.convert import ConvertArguments
+from mgray.cli.ctl import CtlArguments
 from mgray.cli.demo import DemoArguments
 from mgray.cli.evaluate import EvalArguments, PredictArguments
 from mgray.cli.ingest import IngestArguments, ShardsArguments
@@ -73,6 +74,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         "ingest",
         "shards",
         "train",
+        "ctl",
         "eval",
         "predict",
         "convert",
@@ -81,7 +83,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         "demo",
     ]
     own = {kind: [option for option in option_names(kind, "--") if "." not in option] for kind in (
-        PlanArguments, IngestArguments, ShardsArguments, TrainArguments, EvalArguments, PredictArguments, ConvertArguments, ReportArguments,
+        PlanArguments, IngestArguments, ShardsArguments, TrainArguments, CtlArguments, EvalArguments, PredictArguments, ConvertArguments, ReportArguments,
         BenchArguments, BenchFeedArguments, DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
@@ -114,6 +116,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ],
         ["--action", "--path", "--json"],
         ["--name", "--storage", "--verbose"],
+        ["--run", "--action", "--value", "--at-step", "--storage", "--json"],
         [
             "--run",
             "--data",
@@ -522,3 +525,34 @@ def test_levels_may_be_read_off_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["ingest", "v", "s", "--levels", "auto", "--workload", "demo"]) == 0
     assert cli.main(["ingest", "v", "s", "--passthrough"]) == 0
     assert calls == [(72, 54), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "RUN = '': is missing"),
+        (["mine"], "ACTION = '': is no action"),
+        (["mine", "stopp"], "ACTION = 'stopp': is no action; did you mean stop?"),
+        (["mine", "resize"], "VALUE = '': is missing; write mgray ctl RUN resize WORKERS"),
+        (["mine", "stop", "3"], "VALUE = 3.0: does not go with stop"),
+        (["mine", "stop", "--at-step", "-1"], "at_step = -1: must not be negative"),
+        (["mine", "status"], "RUN = 'mine': is no run"),
+    ],
+)
+def test_ctl_says_what_is_wrong_at_once(
+    arguments: list[str],
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["ctl", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"mgray: {problem}")
+
+
+def test_ctl_of_a_run_that_is_not_in_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    assert cli.main(["ctl", str(tmp_path / "mine"), "status"]) == 2
+    assert "is not in progress; start it with mgray train" in capsys.readouterr().err

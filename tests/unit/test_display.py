@@ -8,11 +8,10 @@ import pytest
 from rich.console import Console
 
 from mgray import display
-from mgray.plan import Plan, PlanSpec
 
 STATUS = {
     "step": 5, "phase": 0, "shape": "64x32x224x224", "epoch": 0.5, "lr": 0.1, "loss": 1.2345, "clips_per_s": 12.34,
-    "wait_share": 0.07, "train_s": 3.0, "score": 0.5,
+    "wait_share": 0.07, "train_s": 3.0, "score": 0.5, "num_steps": 10, "num_phases": 1, "done": 0.5, "workers": 2, "amendments": [],
 }  # fmt: skip
 
 
@@ -21,8 +20,7 @@ def test_shows_figures(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "LINE_EVERY_S", 0.0)
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120)
-    plan = Plan.compile(PlanSpec(epochs=1, lr_steps=(0,)), 640)
-    with display.TrainDisplay("my run", plan, console) as shown:
+    with display.TrainDisplay("my run", console) as shown:
         shown.update({})
         shown.update(STATUS)
     text = out.getvalue()
@@ -45,23 +43,40 @@ def test_lines_are_few_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatc
     now = [100.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     out = io.StringIO()
-    plan = Plan.compile(PlanSpec(epochs=1, lr_steps=(0,)), 640)
-    with display.TrainDisplay("my run", plan, Console(file=out, force_terminal=False, width=120)) as shown:
+    with display.TrainDisplay("my run", Console(file=out, force_terminal=False, width=120)) as shown:
         for step in range(1, 10):
             now[0] += display.LINE_EVERY_S / 3
             shown.update({"version": 0, "failure": None})
-            shown.update({name: value for name, value in STATUS.items() if name != "score"} | {"step": step})
+            shown.update(
+                {name: value for name, value in STATUS.items() if name != "score"} | {"step": step, "done": step / 10}
+            )
     lines = out.getvalue().splitlines()
     assert [line.split("  ")[2] for line in lines] == ["step 3/10", "step 6/10", "step 9/10"]
     assert lines[0].startswith("my run: 30 %") and "val" not in lines[0]
 
 
 def test_the_bar_counts_cost() -> None:
-    spec = PlanSpec(epochs=6, lr_steps=(0, 4), batch=8, long_cycle="run", short_cycle=True)
-    plan = Plan.compile(spec, 300)
     out = io.StringIO()
-    step = plan.phases[1].first_step
-    with display.TrainDisplay("r", plan, Console(file=out, force_terminal=True, width=120)) as shown:
-        shown.update(STATUS | {"step": step})
-    share = plan.done_before(step)[1] / plan.voxels
-    assert f"{100 * share:.0f}%" in out.getvalue()
+    with display.TrainDisplay("r", Console(file=out, force_terminal=True, width=120)) as shown:
+        shown.update(STATUS | {"done": 0.37})
+        shown.say("waiting for room")
+    assert "37%" in out.getvalue() and "r: waiting for room" in out.getvalue()
+
+
+def test_what_ctl_prints() -> None:
+    status = STATUS | {
+        "amendments": [["rate", 30, 0.5, "k"], ["advance", 1700, 0.0, ""]],
+        "version": 2,
+        "pid": 7,
+        "failure": None,
+    }
+    assert display.ctl_lines("mine", status) == [
+        "mine: step 5 of 10 (50.0 % of its cost), 2 workers",
+        "  phase 1 of 1, 64x32x224x224, epoch 0.50, LR 0.1",
+        "  loss 1.234, validation 50.0 %, 12.3 clips/s, 7 % waiting for data",
+        "  amended: rate 0.5 from step 30",
+        "  amended: advance from step 1,700",
+    ]
+    assert display.ctl_lines("mine", {"version": 0}) == ["mine: workers are starting"]
+    tree = display.ctl_tree(status)
+    assert tree["amendments"][0] == ["rate", 30, 0.5, "k"] and "pid" not in tree

@@ -19,7 +19,8 @@ LAYERS = (
     ("workloads", "tune_spaces"),
     ("model", "data"),
     ("check",),
-    ("report", "display", "train", "driver"),
+    ("report", "display", "train", "driver", "cluster"),
+    ("attempts", "control"),
     ("trainer",),
     ("bench", "tune", "evaluation"),
     ("demo",),
@@ -28,7 +29,7 @@ LAYERS = (
 """From the bottom; a part imports itself and the layers below."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 RAY = {
-    "mgray/data/feed.py", "mgray/data/ingest.py", "mgray/train/session.py", "mgray/train/worker.py", "mgray/driver.py",
+    "mgray/data/feed.py", "mgray/data/ingest.py", "mgray/train/session.py", "mgray/train/worker.py", "mgray/driver.py", "mgray/cluster.py", "mgray/attempts.py", "mgray/control.py",
     "mgray/evaluation/run.py", "mgray/trainer.py", "mgray/tune.py", "mgray/bench/loop.py",
 }  # fmt: skip
 AV = {"mgray/data/decode.py", "mgray/bench/readers.py"}

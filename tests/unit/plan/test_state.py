@@ -19,14 +19,14 @@ def stop(step: int) -> Amendment:
 
 def test_a_state_without_amendments_ends_with_its_plan():
     assert STATE.version == 0
-    assert STATE.end_step(PLAN) == PLAN.num_steps
+    assert STATE.plan(PLAN) == PLAN
 
 
 def test_the_earliest_stop_holds():
     state = STATE.amended(stop(30), 10).amended(stop(20), 10).amended(stop(25), 10)
     assert state.version == 3
-    assert state.end_step(PLAN) == 20
-    assert STATE.amended(stop(PLAN.num_steps + 5), 10).end_step(PLAN) == PLAN.num_steps
+    assert state.plan(PLAN).num_steps == 20
+    assert STATE.amended(stop(PLAN.num_steps + 5), 10).plan(PLAN) == PLAN
 
 
 def test_amending_leaves_the_state_as_it_was():
@@ -35,8 +35,8 @@ def test_amending_leaves_the_state_as_it_was():
 
 
 def test_steps_that_may_be_trained_already_are_refused():
-    assert STATE.amended(stop(20), 20).end_step(PLAN) == 20
-    with pytest.raises(ConfigError, match="from_step = 19: is before step 20, the next phase boundary; name step 20"):
+    assert STATE.amended(stop(20), 20).plan(PLAN).num_steps == 20
+    with pytest.raises(ConfigError, match="from_step = 19: is before step 20, which is trained next; name step 20"):
         STATE.amended(stop(19), 20)
 
 
@@ -68,8 +68,8 @@ def test_json_round_trip(steps):
 
 
 def test_an_amendment_of_another_mgray_is_refused():
-    tree = {"plan": PLAN.digest(), "amendments": [["stop", 3], ["extend", 9]]}
-    with pytest.raises(CheckpointError, match="amendment = 'extend': is not known"):
+    tree = {"plan": PLAN.digest(), "amendments": [["stop", 3], ["fold", 9]]}
+    with pytest.raises(CheckpointError, match="amendment = 'fold': is not known"):
         ScheduleState.from_json(tree)
 
 

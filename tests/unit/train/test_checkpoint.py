@@ -11,7 +11,14 @@ from torch import nn
 
 from mgray.errors import CheckpointError
 from mgray.plan.state import Amendment, ScheduleState
-from mgray.train.checkpoint import CheckpointMeta, newest_checkpoint, read_meta, read_tensors, write_checkpoint
+from mgray.train.checkpoint import (
+    CheckpointMeta,
+    newest_checkpoint,
+    read_meta,
+    read_tensors,
+    snapshot_of,
+    write_checkpoint,
+)
 
 META = CheckpointMeta(
     step=7,
@@ -37,14 +44,14 @@ def trained(width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
 def stored(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint_000000007"
     folder.mkdir()
-    write_checkpoint(folder, META, *trained())
+    write_checkpoint(folder, META, snapshot_of(*trained()))
     return folder
 
 
 def test_round_trip(stored: Path) -> None:
     model, optimizer = trained()
     want = {name: value.clone() for name, value in model.state_dict().items()}
-    write_checkpoint(stored, META, model, optimizer)
+    write_checkpoint(stored, META, snapshot_of(model, optimizer))
     other, other_optimizer = trained()
     read_tensors(stored, other, other_optimizer)
     assert read_meta(stored) == META
@@ -104,9 +111,9 @@ def test_a_description_without_a_field_is_refused(stored: Path, field: str) -> N
 
 def test_an_amendment_of_a_later_mgray_is_refused(stored: Path) -> None:
     content = json.loads((stored / "meta.json").read_text())
-    content["schedule"]["amendments"] = [["extend", 9]]
+    content["schedule"]["amendments"] = [["fold", 9]]
     (stored / "meta.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="amendment = 'extend'"):
+    with pytest.raises(CheckpointError, match="amendment = 'fold'"):
         read_meta(stored)
 
 
@@ -126,7 +133,7 @@ def test_another_model_is_refused(stored: Path) -> None:
 def test_the_newest_of_a_run_is_found(stored: Path) -> None:
     later = stored.with_name("checkpoint_x")
     later.mkdir()
-    write_checkpoint(later, META, *trained())
+    write_checkpoint(later, META, snapshot_of(*trained()))
     content = json.loads((later / "meta.json").read_text())
     (later / "meta.json").write_text(json.dumps(content | {"step": 12}))
     assert newest_checkpoint(stored.parent) == later

@@ -19,7 +19,7 @@ from mgray.data.shard import ShardSet
 from mgray.data.source import Block
 from mgray.errors import CheckpointError, TrainingError, VideoError
 from mgray.plan import Plan, PlanSpec, sample_at
-from mgray.plan.state import Amendment, ScheduleState
+from mgray.plan.state import Amendment, Orders, ScheduleState
 from mgray.train import loop as loop_module
 from mgray.train.checkpoint import read_meta
 from mgray.train.loop import Loop, clip_checksum
@@ -137,30 +137,102 @@ class Stops(LocalSession):
 
     stop: int = 0
     told_at: int = 0
-    boundaries: list[int] = dataclasses.field(default_factory=list)
+    shown: int = 0
+    steps: list[int] = dataclasses.field(default_factory=list)
 
-    def sync(self, state: ScheduleState, next_boundary: int) -> ScheduleState:
-        self.boundaries.append(next_boundary)
-        if state.amendments or len(self.boundaries) <= self.told_at:
-            return state
-        return ScheduleState(state.plan_digest, (Amendment("stop", self.stop),))
+    def show(self, progress: dict[str, object], state: ScheduleState, step: int) -> None:
+        self.shown = step
+
+    def news(self) -> bool:
+        return self.shown >= self.told_at
+
+    def sync(self, state: ScheduleState, step: int) -> Orders:
+        self.steps.append(step)
+        if state.amendments or step < self.told_at:
+            return Orders(state)
+        return Orders(ScheduleState(state.plan_digest, (Amendment("stop", self.stop),)))
 
 
 @pytest.mark.parametrize("stop", [PLAN.phases[2].first_step, PLAN.phases[2].first_step + 1])
 def test_a_stop_between_phases_or_within_one(shards: ShardSet, finished: Path, tmp_path: Path, stop: int) -> None:
     """It is validated and saved where it ends, and ends there again when it is started again."""
-    session = Stops(tmp_path, stop=stop, told_at=2)
-    Loop(RUN, session, shards, tmp_path, 0).train()
+    session = Stops(tmp_path, stop=stop, told_at=3)
+    assert Loop(RUN, session, shards, tmp_path, 0).train() == ""
     steps, evals = outcome(tmp_path)
     assert steps == {step: value for step, value in outcome(finished)[0].items() if step < stop}
     assert list(evals)[-1] == stop
-    assert session.boundaries == [phase.first_step + phase.num_steps for phase in PLAN.phases[:3]]
-    assert events(tmp_path) == ["start", *["phase"] * (2 if stop == PLAN.phases[2].first_step else 3), "finish"]
+    assert session.steps[0] == 0 and 3 <= session.steps[1] <= stop
+    kinds = [event for event in events(tmp_path) if event != "phase"]
+    assert kinds == ["start", "amend", "finish"]
     assert records(tmp_path, "event")[-1]["detail"] == "stopped early by an amendment"
     assert read_meta(tmp_path / f"checkpoint_{stop:09d}").schedule.amendments == (Amendment("stop", stop),)
+    assert json.loads((tmp_path / "schedule.json").read_text())["amendments"] == [["stop", stop, 0.0, ""]]
     loop = Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 1)
     loop.train()
     assert loop.step == stop and outcome(tmp_path) == (steps, evals)
+
+
+@dataclasses.dataclass
+class Told(LocalSession):
+    """A session whose driver has orders for some steps."""
+
+    orders: dict[int, Orders] = dataclasses.field(default_factory=dict)
+    shown: int = 0
+    left: tuple[str, tuple[str, ...]] | None = None
+
+    def show(self, progress: dict[str, object], state: ScheduleState, step: int) -> None:
+        self.shown = step
+
+    def news(self) -> bool:
+        return any(step <= self.shown for step in self.orders)
+
+    def sync(self, state: ScheduleState, step: int) -> Orders:
+        due = [at for at in self.orders if at <= step]
+        orders = self.orders.pop(due[0]) if due else Orders(state)
+        return dataclasses.replace(orders, state=state.newer(orders.state))
+
+    def leave(self, why: str, nodes: tuple[str, ...]) -> None:
+        self.left = why, nodes
+
+
+def test_leaving_at_a_named_step_saves_there_and_repeats_nothing(
+    shards: ShardSet, finished: Path, tmp_path: Path
+) -> None:
+    at = PLAN.phases[1].first_step + 1
+    state = ScheduleState(PLAN.digest())
+    session = Told(tmp_path, orders={0: Orders(state, leave_at=at, leave="stop")})
+    assert Loop(RUN, session, shards, tmp_path, 0).train() == "stop"
+    assert session.left == ("stop", ()) and read_meta(tmp_path / f"checkpoint_{at:09d}").step == at
+    assert events(tmp_path)[-1] == "leave"
+    assert Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 1).train() == ""
+    assert outcome(tmp_path) == outcome(finished)
+    assert len(records(tmp_path, "step")) == PLAN.num_steps
+
+
+def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: Path, tmp_path: Path) -> None:
+    """Shapes and rates are those of the amended plan from the named step on; a resumed run goes through the same."""
+    step = PLAN.phases[0].first_step + 2
+    log = ScheduleState(PLAN.digest(), (Amendment("advance", step), Amendment("rate", step + 2, 0.5)))
+    plan = log.plan(PLAN)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    Loop(RUN, Told(whole, orders={0: Orders(log)}), shards, whole, 0).train()
+    assert [(r["step"], r["clips"], r["crop"], r["lr"]) for r in records(whole, "step")] == [
+        (k, s.shape.clips, s.shape.height, s.lr) for k, s in enumerate(map(plan.step_at, range(plan.num_steps)))
+    ]
+    assert outcome(whole)[0] != outcome(finished)[0]
+    middle = step + 3
+    session = Told(halved, orders={0: Orders(log, leave_at=middle, leave="resize")})
+    assert Loop(RUN, session, shards, halved, 0).train() == "resize"
+    Loop(RUN, LocalSession(halved), shards, halved, 1).train()
+    assert outcome(halved)[0] == outcome(whole)[0]
+    assert json.loads((halved / "plan.json").read_text())["totals"]["num_steps"] == plan.num_steps
+
+
+def test_a_checkpoint_is_saved_where_it_is_asked_for(shards: ShardSet, tmp_path: Path) -> None:
+    session = Told(tmp_path, orders={0: Orders(ScheduleState(PLAN.digest()), save_at=3)})
+    run = dataclasses.replace(RUN, scale=dataclasses.replace(RUN.scale, save_every=1000))
+    Loop(run, session, shards, tmp_path, 0).train()
+    assert [r["step"] for r in records(tmp_path, "event") if r["event"] == "checkpoint"] == [3, PLAN.num_steps]
 
 
 def test_local_checkpoints_are_few_and_whole(shards: ShardSet, tmp_path: Path) -> None:
@@ -291,14 +363,14 @@ def test_losses_are_recorded_in_few_collectives(
     sizes = []
     flush = Loop._flush
 
-    def counted(loop: Loop) -> None:
+    def counted(loop: Loop) -> loop_module.Signal:
         sizes.append(len(loop._done))
-        flush(loop)
+        return flush(loop)
 
     monkeypatch.setattr(Loop, "_flush", counted)
     monkeypatch.setattr(loop_module, "FLUSH_STEPS", 3)
     run = dataclasses.replace(with_train(evals=1, precise_bn=0), scale=ScaleSection(save_every=1000))
     Loop(run, LocalSession(tmp_path), shards, tmp_path, 0).train()
     flushed = [size for size in sizes if size]
-    assert sum(flushed) == PLAN.num_steps and max(flushed) == 3
+    assert sum(flushed) == PLAN.num_steps and flushed[0] == 1 and max(flushed) == 2  # a phase has three steps at most
     assert len(flushed) < PLAN.num_steps

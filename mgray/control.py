@@ -1,0 +1,145 @@
+"""Talking to a run that is in progress, from another program: `mgray ctl`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from mgray.driver import NAMESPACE, driver_name
+from mgray.errors import ConfigError, MgrayError
+from mgray.plan.state import Request, RequestKind
+
+DRIVER = "driver.json"
+"""In a run's folder while it is in progress: where its driver is."""
+POLL_S = 0.1
+READY_WITHIN_S = 120.0
+"""Seconds within which workers that are just starting say how far they are."""
+
+
+@contextlib.contextmanager
+def in_progress(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no other program trains in it.
+
+    Raises:
+        ConfigError: another program trains this run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                "name", folder.name, f"is being trained by another program ({_owner(folder)})",
+                "wait for it, stop it (mgray ctl), or give another --name",
+            ) from None  # fmt: skip
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            (folder / DRIVER).unlink(missing_ok=True)
+
+
+def announce(folder: Path) -> None:
+    """Say in a run's folder where its driver is, which has been started."""
+    address = ray.get_runtime_context().gcs_address
+    content = {"address": address, "host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+    part = folder / f".{DRIVER}.part"
+    part.write_text(json.dumps(content))
+    os.replace(part, folder / DRIVER)
+
+
+def _owner(folder: Path) -> str:
+    try:
+        content = json.loads((folder / DRIVER).read_text())
+        return f"process {content['pid']} on {content['host']}"
+    except (OSError, ValueError, KeyError):
+        return "it is just starting or ending"
+
+
+@contextlib.contextmanager
+def driver_of(folder: Path) -> Iterator[Any]:
+    """The driver of the run in a folder, which is in progress.
+
+    Raises:
+        ConfigError: it is not, or its cluster cannot be reached from here.
+    """
+    try:
+        address = json.loads((folder / DRIVER).read_text())["address"]
+    except (OSError, ValueError, KeyError):
+        raise ConfigError(
+            "RUN", str(folder), "is not in progress", "start it with mgray train, or name the folder of one that is"
+        ) from None
+    joined = not ray.is_initialized()
+    try:
+        if joined:
+            ray.init(address=address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+        driver = ray.get_actor(driver_name(folder.name), namespace=NAMESPACE)
+    except (ConnectionError, RuntimeError, ValueError, RayError):
+        if joined:
+            ray.shutdown()
+        raise ConfigError(
+            "RUN", str(folder), f"has no driver at {address} that can be reached from here",
+            "if the program that trained it was killed, start it again with mgray train: it goes on where it stopped",
+        ) from None  # fmt: skip
+    try:
+        yield driver
+    finally:
+        if joined:
+            ray.shutdown()
+
+
+def status_of(driver: Any) -> dict[str, Any]:
+    """A driver's status, without what only its trainer needs."""
+    found: dict[str, Any] = ray.get(driver.status.remote(), timeout=READY_WITHIN_S)
+    return found
+
+
+def ask(driver: Any, kind: RequestKind, value: float = 0.0, from_step: int = 0) -> dict[str, Any]:
+    """Ask for something and wait until the workers have taken it up; returns the status then.
+
+    It is asked again where the driver dies in between, and done once.
+
+    Raises:
+        ConfigError: it cannot be done.
+    """
+    request = Request(uuid.uuid4().hex, kind, value, from_step)
+    deadline = time.monotonic() + READY_WITHIN_S
+    while True:
+        with contextlib.suppress(RayError):
+            status = status_of(driver)
+            if request.key in status["taken"]:
+                return status
+            if request.key in status["refused"]:
+                raise status["refused"][request.key]
+            if status["ready"]:
+                try:
+                    ray.get(driver.request.remote(request), timeout=READY_WITHIN_S)
+                except MgrayError as error:
+                    raise own(error) from None
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                "request",
+                kind,
+                f"was not taken up within {READY_WITHIN_S:.0f} s",
+                "see mgray ctl RUN status, and try again",
+            )
+        time.sleep(POLL_S)
+
+
+def own(error: MgrayError) -> MgrayError:
+    """Our error without Ray's wrapping around it, which reads as a page of tracebacks."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, MgrayError) else error

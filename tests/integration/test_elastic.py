@@ -1,0 +1,97 @@
+"""Runs whose number of workers changes while they train."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mgray.control import ask, driver_of
+from mgray.plan import Plan
+from mgray.plan.state import Amendment, ScheduleState
+from mgray.report.records import RunRecords, read_run
+from mgray.trainer import train
+from tests.integration.test_equality import assert_same, equality_run, undisturbed
+
+__all__ = ["undisturbed"]
+pytestmark = pytest.mark.ray
+
+
+def test_planned_resizes_repeat_nothing(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
+    """1 worker, then 3, then 2: each time they leave before a step, and the result is that of one worker."""
+    run = equality_run(shards, tmp_path, "resized", save_every=1000)
+
+    def resize() -> None:
+        wait_for_file(tmp_path / "resized" / "driver.json")
+        with driver_of(tmp_path / "resized") as driver:
+            ask(driver, "resize", 3, 9)
+            ask(driver, "resize", 2, 17)
+
+    thread = threading.Thread(target=resize)
+    thread.start()
+    train(run)
+    thread.join()
+    records = read_run(tmp_path / "resized")
+    assert [(e.step, e.event, e.detail) for e in records.events if e.event == "leave"] == [
+        (9, "leave", "resize"),
+        (17, "leave", "resize"),
+    ]
+    starts = [e.detail for e in records.events if e.event in ("start", "resume")]
+    assert starts == ["1 workers on cpu", "3 workers on cpu", "2 workers on cpu"]
+    assert not records.num_repeated
+    assert_same(records, undisturbed)
+
+
+def test_a_stopped_run_goes_on(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
+    run = equality_run(shards, tmp_path, "stopped", save_every=1000)
+
+    def stop() -> None:
+        wait_for_file(tmp_path / "stopped" / "driver.json")
+        with driver_of(tmp_path / "stopped") as driver:
+            ask(driver, "stop", 0.0, 11)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert train(run).steps == 11
+    thread.join()
+    result = train(run)
+    records = read_run(tmp_path / "stopped")
+    assert result.steps == len(undisturbed.steps.step)
+    assert not records.num_repeated
+    assert_same(records, undisturbed)
+
+
+def test_batches_that_follow_the_workers(shards: str, tmp_path: Path) -> None:
+    """Policy per_worker: batch and rate grow with the workers, every position is trained on once."""
+    run = equality_run(shards, tmp_path, "per_worker", workers=2)
+    run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, batch=4, bn_group=4, batch_policy="per_worker"))
+
+    def resize() -> None:
+        wait_for_file(tmp_path / "per_worker" / "driver.json")
+        with driver_of(tmp_path / "per_worker") as driver:
+            ask(driver, "resize", 3, 10)
+
+    thread = threading.Thread(target=resize)
+    thread.start()
+    train(run)
+    thread.join()
+    records = read_run(tmp_path / "per_worker")
+    base = Plan.compile(run.plan, 48)
+    log = (Amendment("workers", 0, 2), Amendment("workers", 10, 3))
+    plan = ScheduleState(base.digest(), log).plan(base)
+    stored = json.loads((tmp_path / "per_worker" / "schedule.json").read_text())
+    assert [entry[:3] for entry in stored["amendments"]] == [["workers", 0, 2], ["workers", 10, 3]]
+    assert records.steps.clips.tolist() == [plan.step_at(k).shape.clips for k in range(plan.num_steps)]
+    assert records.steps.lr.tolist() == [plan.step_at(k).lr for k in range(plan.num_steps)]
+    assert not records.num_repeated
+
+
+def wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,38 @@
+"""Room for workers, counted from the cluster's nodes."""
+
+import pytest
+
+from mgray.cluster import Need, room_of
+from mgray.config import ScaleSection
+from mgray.errors import ConfigError
+
+
+def node(name: str, cpus: float, gpus: float = 0.0, alive: bool = True) -> dict:
+    return {"NodeID": name, "Alive": alive, "Resources": {"CPU": cpus} | ({"GPU": gpus} if gpus else {})}
+
+
+NODES = [node("a", 4, 2), node("b", 3), node("c", 64, 8, alive=False)]
+
+
+@pytest.mark.parametrize(
+    ("need", "free", "held", "without", "expected"),
+    [
+        (Need(1.0), {"CPU": 7.0}, 0, (), 7),
+        (Need(2.0), {"CPU": 7.0}, 0, (), 3),  # 2 and 1: a worker does not span nodes
+        (Need(1.0), {"CPU": 2.0}, 3, (), 5),  # somebody else holds two
+        (Need(1.0), {"CPU": 7.0}, 0, ("a",), 3),
+        (Need(1.0, 1.0), {"CPU": 7.0, "GPU": 2.0}, 0, (), 2),
+        (Need(1.0, 1.0), {"CPU": 7.0}, 0, (), 0),
+        (Need(0.1), {"CPU": 0.3}, 0, (), 3),
+    ],
+)
+def test_room(need: Need, free: dict, held: int, without: tuple, expected: int) -> None:
+    assert room_of(need, NODES, free, held, without) == expected
+
+
+def test_workers_are_a_number_or_a_range() -> None:
+    assert (ScaleSection(workers="2:16").min_workers, ScaleSection(workers="2:16").max_workers) == (2, 16)
+    assert (ScaleSection(workers=3).min_workers, ScaleSection(workers="3").max_workers) == (3, 3)
+    for wrong in (0, "0", "4:2", "2:", "a", "2:3:4", -1, ":3"):
+        with pytest.raises(ConfigError, match=r"scale\.workers"):
+            assert ScaleSection(workers=wrong).min_workers
