@@ -158,7 +158,7 @@ class TrainSection:
     channels_last: bool = True
     """Lay tensors out channels last (faster on CPUs and on tensor cores)."""
     micro_groups: int = 0
-    """BN groups that are computed at once where a worker's share of a step does not fit in memory; 0 computes all at once."""
+    """BN groups that are computed at once, with the same result; 0 finds out, for each batch, how many fit in a GPU's memory."""
 
     def __post_init__(self) -> None:
         for name in ("weight_decay", "clip_grad", "momentum"):

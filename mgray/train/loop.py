@@ -43,6 +43,7 @@ from mgray.train.checkpoint import (
 )
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
+from mgray.train.memory import MICRO_BATCHES, GroupsAtOnce, memory_key
 from mgray.train.metrics import MetricsWriter
 from mgray.train.optimizer import build_optimizer
 from mgray.train.session import Session
@@ -104,7 +105,8 @@ class Loop:
             model = model.double()
         if run.train.channels_last:
             model = channels_last(model)
-        self.worker = Worker(session.prepare(model), session, run.data, run.train)
+        memory = GroupsAtOnce(folder / MICRO_BATCHES, memory_key(run, session.device))
+        self.worker = Worker(session.prepare(model), session, run.data, run.train, memory)
         self.optimizer = build_optimizer(self.worker.module, run.train)
         self.average = WeightAverage(self.worker.module, run.train.ema, run.plan.batch) if run.train.ema else None
         self.step = 0
@@ -230,6 +232,10 @@ class Loop:
 
     def _enter(self, step: Step) -> int:
         self._event("phase", f"phase {step.phase}: {step.shape}")
+        started = time.perf_counter()
+        for shape in dict.fromkeys(self.plan.phases[step.phase].batches):
+            if self.worker.warm_up(shape, step.bn_groups):
+                self._event("warm-up", f"{shape}: {time.perf_counter() - started:.1f} s")
         return step.phase
 
     def _train_on(self, step: Step, block: Block | None) -> Tensor:

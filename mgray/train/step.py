@@ -19,9 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgray.config import DataSection, TrainSection
 from mgray.data.source import Block
+from mgray.errors import TrainingError
 from mgray.model.dropout import set_clip_keys
 from mgray.model.norm import BnGroups, commit_running_stats, grouped_norms, set_groups
 from mgray.plan import BatchShape, Share, share_of
+from mgray.train.memory import GroupsAtOnce, largest_that_fits
 from mgray.train.mix import Targets, mix_groups
 from mgray.train.optimizer import match_strides
 from mgray.train.session import Session, unwrapped
@@ -40,14 +42,25 @@ class MicroBatch:
 class Worker:
     """A model on one rank: moves blocks to the device and computes with them."""
 
-    def __init__(self, model: nn.Module, session: Session, data: DataSection, train: TrainSection) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        session: Session,
+        data: DataSection,
+        train: TrainSection,
+        memory: GroupsAtOnce | None = None,
+    ) -> None:
         self.model = model
         self.module = unwrapped(model)
+        self.memory = GroupsAtOnce() if memory is None else memory
         self._session = session
         self._train = train
         self._dtype = torch.float64 if train.precision == "float64" else torch.float32
         cuda = session.device.type == "cuda"
         self._uploads = torch.cuda.Stream(session.device) if cuda else None  # type: ignore[no-untyped-call]
+        self._tries_memory = cuda and not train.micro_groups
+        self._reducing = False
+        """Gradients are on their way to the other ranks, so that this step can no longer be done anew."""
         self._scale_C = 1.0 / (torch.tensor(data.std, dtype=self._dtype, device=session.device) * 255.0)
         self._shift_C = -torch.tensor(data.mean, dtype=self._dtype, device=session.device) * 255.0 * self._scale_C
 
@@ -88,7 +101,27 @@ class Worker:
 
         The gradient is that of the mean loss over the *global* batch, however unevenly its clips are shared out.
         """
-        optimizer.zero_grad(set_to_none=True)
+        while (sums := self._tried(block, shape, bn_groups, keys_N)) is None:
+            self._forget()
+            _release_memory(self._session.device)
+        if self._train.clip_grad:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._train.clip_grad)
+        match_strides(optimizer)
+        optimizer.step()
+        self.commit()
+        return sums
+
+    def _tried(self, block: Block | None, shape: BatchShape, bn_groups: int, keys_N: Tensor) -> Tensor | None:
+        """`_accumulate`, or None where it has run out of memory and can be done anew with fewer BN groups at once."""
+        try:
+            return self._accumulate(block, shape, bn_groups, keys_N)
+        except torch.OutOfMemoryError as error:
+            self._compute_fewer(block, shape, bn_groups, error)
+            return None  # the failed try's tensors go with its exception
+
+    def _accumulate(self, block: Block | None, shape: BatchShape, bn_groups: int, keys_N: Tensor) -> Tensor:
+        """Forward and backward passes of a step's micro-batches; gradients are reduced over the ranks in the last."""
+        self._forget()
         sums = torch.zeros(2, dtype=torch.float64, device=self._session.device)
         parts = self.micro_batches(shape, bn_groups)
         # DDP averages over ranks
@@ -97,21 +130,90 @@ class Worker:
             (self._idle(shape).sum() * 0.0).backward()  # type: ignore[no-untyped-call]
         for number, part in enumerate(parts):
             assert block is not None
-            with self._gradients_stay_local(number < len(parts) - 1):
+            last = number == len(parts) - 1
+            with self._gradients_stay_local(not last):
                 set_groups(self.module, part.groups)
                 set_clip_keys(self.module, keys_N[part.clips.start : part.clips.stop])
                 clips, targets = self._batch(block, part)
                 logits = self._logits(self.model, clips)
+                self._reducing = last and self._session.world_size > 1
                 loss = targets.loss(logits, self._train.label_smoothing)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
                 sums[0] += loss.detach()
                 sums[1] += targets.num_right(logits)
-        if self._train.clip_grad:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self._train.clip_grad)
-        match_strides(optimizer)
-        optimizer.step()
-        self.commit()
+        self._reducing = False
         return sums
+
+    def _forget(self) -> None:
+        """Drop gradients and batch-norm statistics: those of the step before, or of a try that failed."""
+        self.module.zero_grad(set_to_none=True)
+        for norm in grouped_norms(self.module):
+            norm.pending = ()
+
+    def _compute_fewer(
+        self, block: Block | None, shape: BatchShape, bn_groups: int, error: torch.OutOfMemoryError
+    ) -> None:
+        """Halve the BN groups that are computed at once for a batch, from now on.
+
+        Raises:
+            TrainingError: one group alone does not fit.
+            torch.OutOfMemoryError: other ranks have this rank's gradients in part already; an attempt from the last checkpoint
+                computes fewer groups.
+        """
+        share = self._share(shape, bn_groups)
+        at_once = self._groups_at_once(shape, bn_groups)
+        if block is None or at_once == 1:
+            raise _does_not_fit(shape, max(map(len, share.groups), default=1)) from error
+        self.memory.put(shape, bn_groups, self._session.world_size, at_once // 2)
+        if self._reducing:
+            raise error
+
+    def warm_up(self, shape: BatchShape, bn_groups: int) -> bool:
+        """Find how many BN groups of a batch fit in memory, before its phase begins; False where there is nothing to find.
+
+        Blank clips go forward and back, and nothing of them remains. Every rank has to take part, and all take the smallest number.
+
+        Raises:
+            TrainingError: one group alone does not fit.
+        """
+        session = self._session
+        known = self.memory.get(shape, bn_groups, session.world_size)
+        # a group that spans ranks cannot be cut further
+        if not self._tries_memory or known is not None or min(bn_groups, shape.clips) < session.world_size:
+            return False
+        groups = self._share(shape, bn_groups).groups
+        found = torch.tensor(
+            largest_that_fits(lambda at_once: self._fits(shape, bn_groups, at_once), len(groups)), device=session.device
+        )
+        if session.world_size > 1:
+            dist.all_reduce(found, dist.ReduceOp.MIN)
+        if not found:
+            raise _does_not_fit(shape, max(map(len, groups)))
+        self.memory.put(shape, bn_groups, session.world_size, int(found), store=session.rank == 0)
+        return True
+
+    def _fits(self, shape: BatchShape, bn_groups: int, at_once: int) -> bool:
+        """Whether this rank's share of a batch can be computed with `at_once` of its BN groups at once."""
+        share = self._share(shape, bn_groups)
+        count = len(share.clips)
+        blank = np.zeros(count, np.int64)
+        block = Block(
+            0, 0, np.zeros((count, shape.frames, shape.height, shape.width, 3), np.uint8), blank, blank, blank
+        )
+        try:
+            for part in self._parts(share, at_once):
+                set_groups(self.module, part.groups)
+                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64))
+                clips, targets = self._batch(block, part)
+                # not by way of DDP: other ranks may be at another number
+                logits = self._logits(self.module, clips)
+                targets.loss(logits, self._train.label_smoothing).backward()  # type: ignore[no-untyped-call]
+            return True
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self._forget()
+            _release_memory(self._session.device)
 
     def _batch(self, block: Block, part: MicroBatch) -> tuple[Tensor, Targets]:
         """The clips of a part and what their logits are compared with, mixed where the run mixes."""
@@ -149,13 +251,25 @@ class Worker:
         if sync is not None:
             before = share.clips.start - shares[share.ranks.start].clips.start
             return [MicroBatch(range(len(share.clips)), BnGroups((len(share.clips),), sync), before)]
-        at_once = self._train.micro_groups or len(share.groups)
+        return self._parts(share, self._groups_at_once(shape, bn_groups))
+
+    @staticmethod
+    def _parts(share: Share, at_once: int) -> list[MicroBatch]:
+        """A share of whole groups, cut into parts of up to `at_once` of them."""
         parts = []
         for first in range(0, len(share.groups), at_once):
             groups = share.groups[first : first + at_once]
             clips = range(groups[0].start - share.clips.start, groups[-1].stop - share.clips.start)
             parts.append(MicroBatch(clips, BnGroups(tuple(len(group) for group in groups))))
         return parts
+
+    def _share(self, shape: BatchShape, bn_groups: int) -> Share:
+        return share_of(self._session.rank, self._session.world_size, shape.clips, bn_groups)
+
+    def _groups_at_once(self, shape: BatchShape, bn_groups: int) -> int:
+        most = max(1, len(self._share(shape, bn_groups).groups))
+        found = self.memory.get(shape, bn_groups, self._session.world_size)
+        return min(most, self._train.micro_groups or most, found or most)
 
     def _sync_group(self, shares: list[Share]) -> dist.ProcessGroup | None:
         """The process group that shares this rank's BN group, where one spans several ranks."""
@@ -191,6 +305,19 @@ class Worker:
     def predict(self, block: Block) -> Tensor:
         """Logits [N, classes] of a validation block; no other rank takes part."""
         return self._logits(self.module, self.clips(block))
+
+
+def _release_memory(device: torch.device) -> None:
+    """Give cached memory back, so that what is allocated next need not fit into the pieces of what was there."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _does_not_fit(shape: BatchShape, clips: int) -> TrainingError:
+    return TrainingError(
+        "plan.bn_group", clips, f"clips of {shape.frames}x{shape.height}x{shape.width} do not fit in this device's memory at once",
+        "give a smaller one, --train.precision bfloat16, or more --scale.workers than a step has BN groups",
+    )  # fmt: skip
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -25,7 +25,7 @@ class GlooSession(LocalSession):
     groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)  # as in RaySession
 
     def subgroup(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
         if ranks not in self.groups:

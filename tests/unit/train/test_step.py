@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from mgray.config import DataSection, TrainSection
 from mgray.data.source import Block
+from mgray.errors import TrainingError
 from mgray.model.norm import commit_running_stats, convert_batchnorm, defer_running_stats, grouped_norms
 from mgray.plan import BatchShape, share_of
+from mgray.train.memory import GroupsAtOnce, largest_that_fits
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
 
@@ -206,3 +210,96 @@ def test_micro_batches_are_whole_groups() -> None:
     parts = ours.micro_batches(BatchShape(23, 2, 6, 6), 10)
     assert [part.clips for part in parts] == [range(0, 5), range(5, 9), range(9, 12)]
     assert [part.groups.sizes for part in parts] == [(2, 3), (2, 2), (3,)]
+
+
+@dataclass
+class Cramped:
+    """Stands for a device whose memory holds some clips at once: a hook of a layer, in the forward or backward pass."""
+
+    clips: int
+    backward: bool
+    seen: list[int] = field(default_factory=list)
+
+    def put_on(self, module: nn.Module) -> None:
+        def check(layer: nn.Module, tensors: tuple[torch.Tensor, ...], _: object) -> None:
+            self.seen.append(len(tensors[0]))
+            if len(tensors[0]) > self.clips:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        # behind batch norm: its statistics have been taken, in backward the classifier's gradients too
+        module.register_full_backward_hook(check) if self.backward else module.register_forward_hook(check)
+
+
+def states(ours: Worker) -> list[torch.Tensor]:
+    return [*ours.module.state_dict().values(), *(p.grad for p in ours.module.parameters())]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("room", "at_once"), [(9, 8), (5, 4), (4, 4), (3, 2), (1, 1)])
+def test_a_step_that_does_not_fit_is_done_anew_with_half_as_many_groups(
+    room: int, at_once: int, backward: bool, tmp_path: Path
+) -> None:
+    """With the same result in float64, and from then on without a failure; a restart knows it too."""
+    train, shape, batch = TrainSection(precision="float64"), BatchShape(8, 2, 6, 6), block(8)
+    whole = worker(train)
+    sums = whole.step(batch, shape, 8, torch.arange(8), torch.optim.SGD(whole.module.parameters(), lr=0.1))
+    ours, cramped = worker(train), Cramped(room, backward)
+    ours.memory = GroupsAtOnce(tmp_path / "run" / "found.json", "device")
+    cramped.put_on(ours.module[2])
+    optimizer = torch.optim.SGD(ours.module.parameters(), lr=0.1)
+    torch.testing.assert_close(ours.step(batch, shape, 8, torch.arange(8), optimizer), sums, rtol=1e-12, atol=0)
+    for one, other in zip(states(ours), states(whole), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+    assert cramped.seen[-8 // at_once :] == [at_once] * (8 // at_once)
+    cramped.seen.clear()
+    ours.step(batch, shape, 8, torch.arange(8), optimizer)
+    assert cramped.seen == [at_once] * (8 // at_once)
+    found = GroupsAtOnce(tmp_path / "run" / "found.json", "device").get(shape, 8, 1)
+    assert found == (None if at_once == 8 else at_once)
+    assert GroupsAtOnce(tmp_path / "run" / "found.json", "another device").get(shape, 8, 1) is None
+
+
+def test_a_group_that_does_not_fit_alone_is_an_error() -> None:
+    ours = worker(TrainSection(precision="float64"))
+    Cramped(3, False).put_on(ours.module[2])
+    optimizer = torch.optim.SGD(ours.module.parameters(), lr=0.1)
+    with pytest.raises(TrainingError, match=r"plan\.bn_group = 4: clips of 2x6x6 do not fit .* give a smaller one"):
+        ours.step(block(8), BatchShape(8, 2, 6, 6), 2, torch.arange(8), optimizer)
+    ours._tries_memory, ours.memory = True, GroupsAtOnce()
+    with pytest.raises(TrainingError, match=r"plan\.bn_group = 4"):
+        ours.warm_up(BatchShape(8, 2, 6, 6), 2)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_what_fits_is_found_before_a_phase_and_nothing_else_is_changed(backward: bool, tmp_path: Path) -> None:
+    ours, cramped = worker(TrainSection(precision="float64", mixup=0.5)), Cramped(6, backward)
+    ours.memory = GroupsAtOnce(tmp_path / "found.json", "device")
+    ours._tries_memory = True
+    cramped.put_on(ours.module[2])
+    before = {name: value.clone() for name, value in ours.module.state_dict().items()}
+    assert ours.warm_up(BatchShape(22, 2, 6, 6), 11)
+    assert ours.memory.get(BatchShape(22, 2, 6, 6), 11, 1) == 3
+    assert all(torch.equal(value, before[name]) for name, value in ours.module.state_dict().items())
+    assert all(p.grad is None for p in ours.module.parameters())
+    assert [len(part.groups.sizes) for part in ours.micro_batches(BatchShape(22, 2, 6, 6), 11)] == [3, 3, 3, 2]
+    cramped.seen.clear()
+    again = worker(TrainSection())
+    again._tries_memory, again.memory = True, GroupsAtOnce(tmp_path / "found.json", "device")
+    assert not again.warm_up(BatchShape(22, 2, 6, 6), 11)
+    assert not worker(TrainSection()).warm_up(BatchShape(22, 2, 6, 6), 11)  # a CPU
+
+
+@given(most=st.integers(1, 200), room=st.integers(0, 250))
+def test_the_largest_number_that_fits(most: int, room: int) -> None:
+    tried: list[int] = []
+    assert largest_that_fits(lambda count: not tried.append(count) and count <= room, most) == min(most, room)
+    assert len(tried) <= 9 and len(set(tried)) == len(tried)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"device": 3}', '{"device": {"8x2x6x6, 8 BN groups, 1 workers": "x"}}'])
+def test_a_damaged_table_of_what_fits_is_made_anew(tmp_path: Path, content: str) -> None:
+    (tmp_path / "found.json").write_text(content)
+    memory = GroupsAtOnce(tmp_path / "found.json", "device")
+    assert memory.get(BatchShape(8, 2, 6, 6), 8, 1) is None
+    memory.put(BatchShape(8, 2, 6, 6), 8, 1, 2)
+    assert GroupsAtOnce(tmp_path / "found.json", "device").get(BatchShape(8, 2, 6, 6), 8, 1) == 2
