@@ -23,7 +23,7 @@ INGEST_FIELDS = ("path", "videos", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
 NEWER_FIELDS = {
     "plan": spec.NEWER_FIELDS,
-    "data": ("sampling",),
+    "data": ("sampling", "jitter"),
     "model": ("init", "slow_frames", "temporal_blocks"),
     "train": ("ema", "mixup", "cutmix", "optimizer", "betas"),
 }
@@ -57,6 +57,8 @@ class DataSection:
     sampling: Literal["stride", "segments"] = "stride"
     """Frames of a clip: each `plan.stride` after the one before, or one of each of T equal parts of the whole video, drawn from it in
     training and its middle one otherwise (Something-Something v2)."""
+    jitter: Literal["uniform", "inverse"] = "uniform"
+    """How the short side is drawn between its bounds: uniformly, or uniformly in its inverse, so that small ones come more often."""
     flip: bool = True
     """Mirror half of the clips left to right (not for classes that a mirror image changes)."""
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)

@@ -105,7 +105,8 @@ def print_shards(shards: ShardSet, console: Console | None = None) -> None:
     found = shards.summary()
     table = Table(title=found["path"], title_justify="left", show_header=False)
     table.add_row("videos", f"{found['videos']['train']:,} to train on, {found['videos']['val']:,} to validate on")
-    table.add_row("classes", f"{found['classes']:,}")
+    several = ", any number of them a video" if found["multi_label"] else ""
+    table.add_row("classes", f"{found['classes']:,}{several}")
     table.add_row("length", f"{found['frames']:,} frames, {datetime.timedelta(seconds=round(found['seconds']))}")
     kinds = (f"{count:,} {name}" for key in ("source_codecs", "pixel_formats") for name, count in found[key].items())
     table.add_row("sources", f"{decimal(found['source_bytes'])}; {', '.join(kinds)}")

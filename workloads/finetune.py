@@ -28,7 +28,7 @@ def ssv2(model: str) -> Run:
             warmup_start_lr=0.0001,
         ),
         # left and right make classes here
-        data=DataSection(sampling="segments", flip=False, levels=LEVELS),
+        data=DataSection(sampling="segments", jitter="inverse", flip=False, levels=LEVELS),
         model=MODELS[model],
         train=TrainSection(precision="bfloat16", weight_decay=1e-6, precise_bn=200),
         scale=ScaleSection(workers=8, cpus=2.0, save_every=1000),
@@ -54,7 +54,7 @@ def charades(model: str) -> Run:
             warmup_epochs=4.0,
             warmup_start_lr=0.0001,
         ),
-        data=DataSection(fps=24.0, levels=LEVELS),
+        data=DataSection(fps=24.0, jitter="inverse", levels=LEVELS),
         model=MODELS[model],
         train=TrainSection(precision="bfloat16", precise_bn=200),
         scale=ScaleSection(workers=8, cpus=2.0),

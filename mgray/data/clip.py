@@ -15,6 +15,8 @@ from mgray.plan import ClipShape, Step
 
 Sampling = Literal["stride", "segments"]
 """Which frames a clip has: each a stride after the one before, or one of each of as many segments of the whole video."""
+Jitter = Literal["uniform", "inverse"]
+"""How a short side is drawn: uniformly, or uniformly in its inverse."""
 _MASK = (1 << 64) - 1
 _END = 1.0 - 1e-9
 """The last share of a video's room: at 1 itself a clip would begin a frame too late."""
@@ -118,6 +120,7 @@ def train_clip(
     fps: float,
     flip: bool,
     sampling: Sampling = "stride",
+    jitter: Jitter = "uniform",
 ) -> ClipSpec:
     """The clip at `position` of the sample stream: uniform stride, start, short side, window and mirroring.
 
@@ -133,7 +136,7 @@ def train_clip(
     shape = step.shape.clip
     stride = draws.integer(step.stride_min, step.stride_max) * _source_frames(video, fps)
     start = draws.fraction()
-    short_side = draws.integer(step.jitter_min, step.jitter_max)
+    short_side = draws.short_side(step.jitter_min, step.jitter_max, jitter)
     across, down = draws.fraction(), draws.fraction()
     mirrored = draws.integer(0, 1) == 1
     if sampling == "segments":
@@ -229,6 +232,12 @@ class _Draws:
     def integer(self, low: int, high: int) -> int:
         """Uniform in [low, high]."""
         return low + (int(self._philox.random_raw()) * (high - low + 1) >> 64)
+
+    def short_side(self, low: int, high: int, jitter: Jitter) -> int:
+        """In [low, high]; either way one draw."""
+        if jitter == "uniform":
+            return self.integer(low, high)
+        return round(1.0 / (1.0 / high + self.fraction() * (1.0 / low - 1.0 / high)))
 
     def fraction(self) -> float:
         """Uniform in [0, 1)."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mgray.data.clip import ASSUMED_FPS, ClipSpec, Sampling, Views, train_clip, view_clips
+from mgray.data.clip import ASSUMED_FPS, ClipSpec, Jitter, Sampling, Views, train_clip, view_clips
 from mgray.data.decode import decode_clips
 from mgray.data.shard import ShardSet
 from mgray.errors import VideoError
@@ -65,6 +65,7 @@ class TrainSource:
     enlarge: float = 1.0
     """How much a level of the pyramid may be enlarged."""
     sampling: Sampling = "stride"
+    jitter: Jitter = "uniform"
 
     def block(self, index: int, rank: int, world_size: int) -> Block | None:
         specs = self.clips(index, rank, world_size)
@@ -83,7 +84,15 @@ class TrainSource:
             sample = sample_at(position, self.plan.num_samples, self.seed)
             video = self.shards.info("train", sample)
             clip = train_clip(
-                step, position, sample, video, seed=self.seed, fps=self.fps, flip=self.flip, sampling=self.sampling
+                step,
+                position,
+                sample,
+                video,
+                seed=self.seed,
+                fps=self.fps,
+                flip=self.flip,
+                sampling=self.sampling,
+                jitter=self.jitter,
             )
             specs.append(clip)
         return tuple(specs)

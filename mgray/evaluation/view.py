@@ -75,12 +75,12 @@ def print_evaluation(result: Evaluation, *, per_class: bool, console: Console | 
 def _class_table(result: Evaluation) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("class", overflow="fold")
-    for name in ("videos", "accuracy", "AP"):
+    several = result.figures.top1 is None
+    for name in ("videos", *(() if several else ("accuracy",)), "AP"):
         table.add_column(name, justify="right")
     for score in result.figures.classes:
-        table.add_row(
-            escape(score.name), f"{score.support:,}", _percent(score.accuracy), _percent(score.average_precision)
-        )
+        accuracy = () if several else (_percent(score.accuracy),)
+        table.add_row(escape(score.name), f"{score.support:,}", *accuracy, _percent(score.average_precision))
     return table
 
 

@@ -106,6 +106,7 @@ def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, ste
         run.data.flip,
         enlarge=run.data.enlarge,
         sampling=run.data.sampling,
+        jitter=run.data.jitter,
     )
     count = min(run.train.precise_bn, plan.num_steps)
     norms = list(grouped_norms(worker.module))

@@ -175,6 +175,7 @@ class Loop:
             self.schedule.version,
             data.enlarge,
             data.sampling,
+            data.jitter,
         )
 
     def _end(self) -> int:

@@ -105,7 +105,7 @@ def test_something_something_is_the_published_schedule() -> None:
     plan = Plan.compile(run.plan, DATASETS["ssv2"].num_train)
     assert plan.rate.steps == (0, 11, 16, 21, 24, 27, 28, 30, 30, 31)
     assert plan.num_steps == pytest.approx(68_698, rel=0.005)
-    assert (run.data.sampling, run.data.flip) == ("segments", False)
+    assert (run.data.sampling, run.data.jitter, run.data.flip) == ("segments", "inverse", False)
 
 
 @pytest.mark.parametrize(("gpus", "batch"), [(1, 8), (8, 64), (16, 128), (128, 1024)])

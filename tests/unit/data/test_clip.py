@@ -256,3 +256,19 @@ def test_frames_of_segments_are_all_of_them_alike_in_training_and_the_middle_one
     assert thirds.frames == ((0 + 15) // 2, (15 + 29) // 2, (29 + 44) // 2)
     several = [clip.frames for clip in view_clips(0, video, shape, Views(clips=3), **options, sampling="segments")]
     assert several == [(0, 10, 20, 30), (5, 15, 25, 35), (10, 20, 30, 40)]
+
+
+def test_short_sides_that_are_uniform_in_their_inverse():
+    """PySlowFast's INV_UNIFORM_SAMPLE: 1 / side is uniform between 1/320 and 1/256."""
+    video = VideoInfo(30, 340, 256, 25.0)
+    step = make_step(frames=4, crop=224, jitter=(256, 320))
+    means = {}
+    for jitter in ("uniform", "inverse"):
+        boxes = [
+            train_clip(step, position, 0, video, seed=1, fps=0.0, flip=False, jitter=jitter) for position in range(4000)
+        ]
+        sides = np.array([256 * 224 / (clip.box[3] - clip.box[1]) for clip in boxes])
+        assert sides.min() == pytest.approx(256, abs=1) and sides.max() == pytest.approx(320, abs=1)
+        means[jitter] = sides.mean()
+    assert means["uniform"] == pytest.approx(288, abs=1.5)
+    assert means["inverse"] == pytest.approx(math.log(320 / 256) / (1 / 256 - 1 / 320), abs=1.5)  # 285.6
