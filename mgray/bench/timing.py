@@ -111,7 +111,13 @@ def measure_decode(folder: Path) -> Timing:
     plan = Plan.compile(run.plan, shards.num_samples("train"))
     data = run.data
     source = TrainSource(
-        shards, plan, run.train.seed, data.fps, data.flip, enlarge=data.enlarge, sampling=data.sampling,
+        shards,
+        plan,
+        run.train.seed,
+        data.fps,
+        data.flip,
+        enlarge=data.enlarge,
+        sampling=data.sampling,
         jitter=data.jitter,
     )
     steps: dict[ClipShape, list[int]] = {}
