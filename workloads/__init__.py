@@ -24,8 +24,8 @@ WORKLOADS: Mapping[str, Callable[[], Run]] = {
     **FINETUNE,
 }
 FORMS = (
-    "NAME_baseline trains at the full shape throughout; of all but smoke, demo and folder, which are for 8 GPUs, NAME_1gpu and "
-    "NAME_128gpu are for other numbers; of those from Kinetics weights NAME_scratch, NAME_scratch_1gpu are from fresh ones"
+    "NAME_baseline trains at the full shape throughout. Those of published datasets are for 8 GPUs; NAME_1gpu, NAME_128gpu have batch "
+    "and learning rates for as many. Those from Kinetics weights (--model.init) have a form for fresh ones: NAME_scratch, NAME_scratch_1gpu."
 )
 """What may follow a name, for people."""
 _FORM = re.compile(r"(.+?)(_scratch)?(?:_([1-9]\d{0,4})gpus?)?")
@@ -62,6 +62,14 @@ def find(name: str) -> Run | None:
             return None
         run = from_scratch(run)
     return on_gpus(run, int(match[3])) if match[3] else run
+
+
+def starts_from(name: str) -> str:
+    """What a workload's recipe is to be initialised with (`model.init`); empty where it trains from scratch."""
+    match = _FORM.fullmatch(name)
+    if match is None or match[2] or dataset_of(name) is None:
+        return ""
+    return "Kinetics-400" if match[1] in FINETUNE else "ImageNet" if "_in1k" in match[1] else ""
 
 
 def dataset_of(name: str) -> Dataset | None:

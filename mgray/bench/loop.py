@@ -42,7 +42,7 @@ from mgray.train.optimizer import build_optimizer
 from mgray.train.session import FEED, RaySession
 from mgray.train.step import Worker
 from mgray.trainer import ray_running
-from workloads import WORKLOADS
+from workloads import find
 
 CLASSES = 4
 
@@ -103,7 +103,9 @@ def bench_loop(*, workers: int = 1, rounds: int = 5, workload: str = "demo") -> 
         nothing) as median, least and most; the ratio of the bare loops (grouped over plain batch norm); and the share of
         the fed loop's time spent waiting for blocks.
     """
-    run = WORKLOADS[workload]()
+    found = find(workload)
+    assert found is not None, f"{workload} is no workload"
+    run = found
     # every shape of the schedule in one lap of about 60 steps
     plan = dataclasses.replace(run.plan, epochs=2, lr_steps=(0, 1), lr_factors=(1.0, 0.1), warmup_epochs=0.0)
     train = dataclasses.replace(run.train, evals=1, precise_bn=0)

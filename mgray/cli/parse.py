@@ -24,6 +24,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 FORMS_WIDTH = 110
+SOME_WORKLOADS = "demo, folder, kinetics400_slowfast_r50"
 FLAGS = ("--json", "--verbose")
 """Options without a value, which NAME may follow."""
 PLAINER = (
@@ -61,7 +62,7 @@ class Command:
 def workload_lines() -> list[str]:
     names = [name for name in WORKLOADS if not name.endswith("_baseline")]
     width = max(map(len, names)) + 2
-    lines = [f"  {name:{width}}{WORKLOADS[name].__doc__}" for name in names]
+    lines = [f"  {name:{width}}{(WORKLOADS[name].__doc__ or '').splitlines()[0]}" for name in names]
     return ["workloads (NAME)", *lines, *(f"  {line}" for line in textwrap.wrap(FORMS, FORMS_WIDTH))]
 
 
@@ -79,7 +80,9 @@ def take_name(arguments: list[str]) -> str | None:
 def workload(name: str) -> Run:
     run = find(name)
     if run is None:
-        raise ConfigError("NAME", name, "is no workload", hint(name, WORKLOADS))
+        near = difflib.get_close_matches(name, list(WORKLOADS), n=1)
+        remedy = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError("NAME", name, "is no workload", f"{remedy}mgray --help lists them, e.g. {SOME_WORKLOADS}")
     return run
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
-from mgray.cli.parse import Command, parse, take_name, workload
+from mgray.cli.parse import SOME_WORKLOADS, Command, parse, take_name, workload
 from mgray.config import Run
 from mgray.errors import ConfigError
-from workloads import WORKLOADS
+from workloads import starts_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,16 @@ def _train(arguments: Sequence[str]) -> None:
     elif set(rest) & {"-h", "--help"}:
         base = Run()
     else:
-        raise ConfigError("NAME", "", "is missing", f"write mgray train NAME, one of {', '.join(WORKLOADS)}")
+        raise ConfigError(
+            "NAME", "", "is missing", f"write mgray train NAME; mgray --help lists them, e.g. {SOME_WORKLOADS}"
+        )
     command = parse(TrainArguments, rest, TRAIN, default=TrainArguments(run=base))
+    if (start := starts_from(name or "")) and not command.run.model.init:
+        print(
+            f"mgray: note: {name} is a recipe for weights of {start}; give them as --model.init"
+            + (f", or train {name}_scratch" if start == "Kinetics-400" and "gpu" not in (name or "") else ""),
+            file=sys.stderr,
+        )
     from mgray.check import check_run
 
     check_run(command.run)

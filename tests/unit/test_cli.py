@@ -258,6 +258,17 @@ def test_train_passes_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [((want,), {"verbose": True})]
 
 
+def test_fine_tuning_without_weights_is_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    for options_, noted in (([], True), (["--model.init", "k400.pt"], False)):
+        assert cli.main(["train", "ssv2_slowfast_r50", *options_]) == 0
+        assert ("give them as --model.init, or train ssv2_slowfast_r50_scratch" in capsys.readouterr().err) == noted
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if "i3d" not in name])
 def test_a_run_survives_the_command_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The command that the report prints trains the same run."""

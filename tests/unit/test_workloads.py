@@ -10,7 +10,7 @@ import pytest
 
 from mgray.config import Run
 from mgray.plan import Plan
-from workloads import DATASETS, WORKLOADS, dataset_of, find
+from workloads import DATASETS, WORKLOADS, dataset_of, find, starts_from
 from workloads.recipes import MODELS
 
 PAIRS = [(name, f"{name}_baseline") for name in WORKLOADS if f"{name}_baseline" in WORKLOADS]
@@ -140,3 +140,14 @@ def test_fine_tuning_has_a_form_from_scratch() -> None:
 )
 def test_other_names_are_none(name: str) -> None:
     assert find(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("demo", ""), ("kinetics400_i3d_r50_1gpu", ""), ("kinetics400_i3d_r50_in1k_baseline", "ImageNet"),
+        ("ssv2_i3d_r50_128gpu", "Kinetics-400"), ("hmdb51_slowfast_r50_scratch_1gpu", ""), ("none", ""),
+    ],
+)  # fmt: skip
+def test_recipes_say_what_they_start_from(name: str, start: str) -> None:
+    assert starts_from(name) == start
