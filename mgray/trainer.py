@@ -234,6 +234,7 @@ def _write_records(folder: Path, run: Run, plan: Plan, shards: ShardSet) -> None
         "num_val": shards.num_samples("val"),
         "digest": shards.digest(),
         "shards": shards.root,
+        "broken": [(item.path, item.reason) for item in shards.manifest.broken],
     }
     for name, content in (("plan", plan.to_json()), ("data", data), ("run", run.to_json())):
         part = folder / f".{name}.json.part"

@@ -10,6 +10,8 @@ grid asks: what decoding costs a byte, and how long the loop takes over a step, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import logging
 import math
 import queue
@@ -30,7 +32,7 @@ from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
 
 from mgray.config import FeedSection
-from mgray.data.source import Block, Blocks, ClipSource
+from mgray.data.source import Block, Blocks, ClipSource, Fault
 from mgray.errors import MgrayError
 
 ROW_BYTES = 8 << 20
@@ -276,6 +278,9 @@ def _row_of(steps: Sequence[int], blocks: Sequence[Block | None]) -> dict[str, n
         "labels": flat([block.labels_N for block in present], np.int64),
         "samples": flat([block.samples_N for block in present], np.int64),
         "positions": flat([block.positions_N for block in present], np.int64),
+        "faults": np.array(
+            [json.dumps([[dataclasses.astuple(fault) for fault in block.faults] for block in present])], object
+        ),
     }
 
 
@@ -288,8 +293,9 @@ def _blocks_of(table: pa.Table) -> Iterator[Block | None]:
 
     clips, labels, samples, positions = (column(name) for name in ("clips", "labels", "samples", "positions"))
     first_byte = first = first_label = 0
+    faults = iter(json.loads(table.column("faults")[0].as_py()))
     for step, version, count, frames, height, width, columns in column("headers").tolist():
-        if not count:
+        if version < 0:
             yield None
             continue
         end_byte, end = first_byte + count * frames * height * width * 3, first + count
@@ -302,6 +308,7 @@ def _blocks_of(table: pa.Table) -> Iterator[Block | None]:
             labels_N=own.reshape(count, columns) if columns else own,
             samples_N=samples[first:end],
             positions_N=positions[first:end],
+            faults=tuple(Fault(*fault) for fault in next(faults)),
         )
         first_byte, first, first_label = end_byte, end, end_label
 

@@ -18,15 +18,14 @@ Where sources are passed through, the level `source` holds packet tables only; t
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import itertools
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +36,18 @@ import pyarrow as pa
 from mgray.data.annotations import Action
 from mgray.data.clip import VideoInfo
 from mgray.data.manifest import MANIFEST, Manifest
-from mgray.data.storage import GAP_BYTES, PATIENCE, FileSum, Folder, MappedFile, RemoteFile, one_line, unreadable
+from mgray.data.storage import (
+    GAP_BYTES,
+    PATIENCE,
+    FileSum,
+    Folder,
+    LocalFile,
+    Readers,
+    Reading,
+    RemoteFile,
+    one_line,
+    unreadable,
+)
 from mgray.errors import DataError, VideoError
 
 INDEX = "index.arrow"
@@ -49,6 +59,7 @@ _READERS = 16
 """Remote videos that a process reads at once: they wait for the network, not for a CPU."""
 _READ_AHEAD = 2 * _READERS
 """Remote videos of a block that are read, or being read, before they are decoded."""
+_LOCAL_AHEAD = 2
 
 _VIDEO_SCHEMA = pa.schema(
     [
@@ -423,52 +434,64 @@ class ShardSet:
             frames: source frames that are wanted: of a remote video only what they depend on is read. All, without it.
 
         Raises:
-            DataError: its shard is missing or damaged, or cannot be reached.
-            VideoError: the source file that its packets are in is missing, or has changed.
+            DataError: the storage does not answer.
+            VideoError: its shard is missing or damaged, or the source file that its packets are in is, or has changed.
         """
+        return self._told(split, sample, level, self._reading(split, sample, level, frames))
+
+    def videos(
+        self, split: str, wanted: Sequence[tuple[int, int, Sequence[int]]]
+    ) -> Iterator[StoredVideo | VideoError]:
+        """Videos of (sample, level, frames), in order, or what is wrong with one; they are read while those before them are used.
+
+        Raises:
+            DataError: the storage does not answer.
+        """
+        ahead = _LOCAL_AHEAD if Folder.of(self.root, PATIENCE).is_local else _READ_AHEAD
+        assert self._index is not None, "read once, before many threads need it"
+        upcoming = ((item, self._reading(split, *item)) for item in wanted)
+        pending = deque(itertools.islice(upcoming, ahead))
+        try:
+            while pending:
+                (sample, level, _), reading = pending[0]
+                try:
+                    video: StoredVideo | VideoError = self._told(split, sample, level, reading)
+                except VideoError as error:
+                    video = error
+                pending.popleft()
+                pending.extend(itertools.islice(upcoming, 1))
+                yield video
+        finally:
+            for _, reading in pending:
+                reading.cancel()
+
+    def _reading(self, split: str, sample: int, level: int, frames: Sequence[int] | None) -> Reading[StoredVideo]:
+        file, offset, head, length = self._place(split, sample, level)
+        read = functools.partial(_read_video, self.root, file, offset, head, length, frames)
+        return _readers().start(read, retry_errors=not Folder.of(self.root, PATIENCE).retries_itself)
+
+    def _place(self, split: str, sample: int, level: int) -> tuple[FileSum, int, int, int]:
+        """Shard, offset, head and length of a video at the level, or at the next finer one that holds it."""
         row, index = self._row(split, sample), self._index
         while level and not index.length[level][row]:
             level -= 1
         file = self.manifest.levels[level].shards[index.shard[row]]
         offset, head, length = (int(column[level][row]) for column in (index.offset, index.head, index.length))
-        try:
-            shard = _open_shard(self.root, file)
-            if isinstance(shard, MappedFile):
-                return _in_source(_parsed(pa.py_buffer(shard.view[offset : offset + length])))
-            # pages of it that nothing is read into are never touched
-            content = np.zeros(length, np.uint8)
-            whole = frames is None or length <= GAP_BYTES
-            shard.read_into(content, offset, [(0, length if whole else head)])
-            video = _parsed(pa.py_buffer(content))
-            if frames is not None and not whole:
-                needed = video.needed(frames)
-                begins = head + video.offsets[needed]
-                wanted = zip(begins.tolist(), (begins + video.sizes[needed]).tolist(), strict=True)
-                shard.read_into(content, offset, wanted)
-            return _in_source(video)
-        except FileNotFoundError:
-            raise _missing(self.root, file) from None
-        except OSError as error:
-            raise unreadable(self.root, error) from None
-        except (pa.ArrowException, EOFError) as error:
-            raise _damaged(self.root, file, one_line(error)) from None
+        return file, offset, head, length
 
-    def videos(self, split: str, wanted: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[StoredVideo]:
-        """Videos of (sample, level, frames), in order; remote ones are read while those before them are used, several at once."""
-        if Folder.of(self.root, PATIENCE).is_local:
-            yield from (self.video(split, *item) for item in wanted)
-            return
-        assert self._index is not None, "read once, before many threads need it"
-        upcoming = (_readers().submit(self.video, split, *item) for item in wanted)
-        pending = deque(itertools.islice(upcoming, _READ_AHEAD))
+    def _told(self, split: str, sample: int, level: int, reading: Reading[StoredVideo]) -> StoredVideo:
+        """The video that was read, or what keeps it from being read in the user's words."""
+        file = self._place(split, sample, level)[0]
         try:
-            while pending:
-                video = pending.popleft().result()
-                pending.extend(itertools.islice(upcoming, 1))
-                yield video
-        finally:
-            for future in pending:
-                future.cancel()
+            return reading.result()
+        except FileNotFoundError:
+            raise _as_video(_missing(self.root, file)) from None
+        except OSError as error:
+            # a bad block of a disk is this video's alone; a storage that does not answer has nothing to do with it
+            problem = unreadable(self.root, OSError(f"{one_line(error)}, at {self.path(split, sample)}"))
+            raise (_as_video(problem) if error.errno == errno.EIO else problem) from None
+        except (pa.ArrowException, EOFError) as error:
+            raise _as_video(_damaged(self.root, file, one_line(error))) from None
 
     @property
     def is_passthrough(self) -> bool:
@@ -629,15 +652,44 @@ def _actions_of(table: pa.Table) -> _Actions:
     )
 
 
-def _open_shard(root: str, file: FileSum) -> MappedFile | RemoteFile:
-    return _mapped_shard(root, file) if Folder.of(root).is_local else _remote_shard(root, file)
+def _as_video(error: DataError) -> VideoError:
+    return VideoError(error.field, error.value, error.problem, error.remedy)
+
+
+def _read_video(
+    root: str, file: FileSum, offset: int, head: int, length: int, frames: Sequence[int] | None
+) -> StoredVideo:
+    """A video from its place in a shard; only the packets that `frames` depend on, unless that is None.
+
+    Raises:
+        ArrowInvalid: its bytes are damaged.
+        EOFError: the shard is not as long as it was.
+        OSError: it cannot be read.
+        VideoError: its source file is not as it was.
+    """
+    shard = _open_shard(root, file)
+    content = np.zeros(length, np.uint8)  # pages of it that nothing is read into are never touched
+    whole = frames is None or length <= GAP_BYTES
+    shard.read_into(content, offset, [(0, length if whole else head)])
+    video = _parsed(pa.py_buffer(content))
+    if frames is not None and not whole and not video.file:
+        needed = video.needed(frames)
+        begins = head + video.offsets[needed]
+        wanted = zip(begins.tolist(), (begins + video.sizes[needed]).tolist(), strict=True)
+        shard.read_into(content, offset, wanted)
+    return _from_source(video, frames) if video.file else video
+
+
+def _open_shard(root: str, file: FileSum) -> LocalFile | RemoteFile:
+    return _local_shard(root, file) if Folder.of(root).is_local else _remote_shard(root, file)
 
 
 @functools.lru_cache(maxsize=_OPEN_SHARDS)
-def _mapped_shard(root: str, file: FileSum) -> MappedFile:
-    path = Folder.of(root).join(file.name)
-    _check_size(root, file, os.path.getsize(path))
-    return MappedFile(path)
+def _local_shard(root: str, file: FileSum) -> LocalFile:
+    shard = LocalFile(Folder.of(root).join(file.name))
+    if len(shard) != file.num_bytes:
+        raise EOFError(f"it has {len(shard)} bytes instead of {file.num_bytes}")
+    return shard
 
 
 @functools.lru_cache(maxsize=_REMOTE_SHARDS)
@@ -685,26 +737,36 @@ def _check_table(video: StoredVideo) -> None:
         raise pa.ArrowInvalid("its packet table contradicts itself")
 
 
-def _in_source(video: StoredVideo) -> StoredVideo:
-    """The video with its packets at hand, where they are in its source file."""
-    if not video.file:
-        return video
+def _from_source(video: StoredVideo, frames: Sequence[int] | None) -> StoredVideo:
+    """The video with the packets that `frames` depend on (all, without it), which are in its source file.
+
+    Raises:
+        VideoError: the file is not there any more, or is another.
+        OSError: it cannot be read.
+    """
     try:
-        source = _mapped_source(video.file)
-    except (OSError, ValueError) as error:
+        source = LocalFile(video.file)
+    except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
         raise VideoError(
-            "data.path", video.file, f"cannot be read any more ({error})", "put it back, or ingest again"
+            "data.path", video.file, f"cannot be read any more ({error.strerror})", "put it back, or ingest again"
         ) from None
+    changed = VideoError("data.path", video.file, "has changed since it was ingested", "ingest the videos again")
     if len(source) != video.file_bytes:
-        raise VideoError("data.path", video.file, "has changed since it was ingested", "ingest the videos again")
-    return dataclasses.replace(video, data=source.view)
-
-
-@functools.lru_cache(maxsize=_OPEN_SHARDS)
-def _mapped_source(path: str) -> MappedFile:
-    return MappedFile(path)
+        raise changed
+    needed = np.arange(len(video.pts)) if frames is None else video.needed(frames)
+    begins = video.offsets[needed]
+    ends = begins + video.sizes[needed]
+    order = np.argsort(begins, kind="stable")
+    first = int(begins.min())
+    data = np.zeros(int(ends.max()) - first, np.uint8)
+    wanted = zip((begins[order] - first).tolist(), (ends[order] - first).tolist(), strict=True)
+    try:
+        source.read_into(data, first, wanted)
+    except EOFError:
+        raise changed from None
+    return dataclasses.replace(video, offsets=video.offsets - first, data=data.data)
 
 
 @functools.lru_cache(maxsize=1)
-def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_READERS, thread_name_prefix="mgray-read")
+def _readers() -> Readers:
+    return Readers(_READERS)

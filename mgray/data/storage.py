@@ -7,14 +7,17 @@ import functools
 import hashlib
 import mmap
 import os
+import queue
 import shutil
 import tempfile
 import threading
+import time
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +30,15 @@ GAP_BYTES = 64 << 10
 """Ranges that lie closer than this are read in one request: a request costs more than so many bytes."""
 PATIENCE = 10
 """Attempts to read a clip or a video: a job does not end because a server is slow for a minute."""
+READ_LIMIT_S = 120.0
+"""Seconds after which a read of a clip's bytes counts as hung; longer than the attempts of S3's client take together."""
+READ_ATTEMPTS = 3
+"""Reads of a clip's bytes, where one hangs or fails for a reason that may pass."""
+BACKOFF_S = 1.0
+"""Seconds between the first two of them, doubled from one to the next."""
+LOCAL_GAP_BYTES = 16 << 10
+_FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+"""Errors of a file system that the next attempt would meet too."""
 _COPIED_BYTES = 8 << 20
 _GCS_RETRY_S = 10
 """Google's client tries for 15 minutes on its own, that of S3 for about 10 s."""
@@ -74,6 +86,11 @@ class Folder:
     @property
     def is_local(self) -> bool:
         return isinstance(self.fs, pafs.LocalFileSystem)
+
+    @property
+    def retries_itself(self) -> bool:
+        """Whether pyarrow's client has made its attempts when it raises."""
+        return self.fs.type_name in ("s3", "gcs")
 
     def join(self, name: str) -> str:
         return f"{self.path}/{name}"
@@ -197,6 +214,31 @@ class MappedFile:
         return len(self.view)
 
 
+class LocalFile:
+    """A local file, or one on a network file system, read in ranges without holding up other threads."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed when it is forgotten
+
+    def __len__(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def read_into(self, target: npt.NDArray[np.uint8], offset: int, wanted: Iterable[tuple[int, int]]) -> None:
+        """Fill the `wanted` (begin, end) ranges of `target`, whose first byte is the file's byte `offset`.
+
+        Raises:
+            EOFError: the file is not as long as it should be.
+            OSError: it cannot be read.
+        """
+        view = target.data
+        for begin, end in coalesced(wanted, LOCAL_GAP_BYTES):
+            while begin < end:
+                count = os.preadv(self._file.fileno(), [view[begin:end]], offset + begin)
+                if not count:
+                    raise EOFError(f"it ends {end - begin} bytes too soon")
+                begin += count
+
+
 class RemoteFile:
     """A file behind a file system of pyarrow, opened when something of it is first read."""
 
@@ -242,3 +284,96 @@ def coalesced(ranges: Iterable[tuple[int, int]], gap: int = GAP_BYTES) -> Iterat
             begin, end = first, last
     if begin is not None and end is not None:
         yield begin, end
+
+
+T = TypeVar("T")
+
+
+class Readers:
+    """Daemon threads that read; one that hangs is left behind, and another takes its place.
+
+    A read of a network file system that does not answer cannot be interrupted, but need not be waited for.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        *,
+        limit_s: float = READ_LIMIT_S,
+        attempts: int = READ_ATTEMPTS,
+        backoff_s: float = BACKOFF_S,
+    ) -> None:
+        self.limit_s, self.attempts, self.backoff_s = limit_s, attempts, backoff_s
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        for _ in range(threads):
+            self._add_thread()
+
+    def start(self, read: Callable[[], T], *, retry_errors: bool = True) -> Reading[T]:
+        """Begin to read; `retry_errors` is for what does not make several attempts itself."""
+        return Reading(self, read, retry_errors)
+
+    def submit(self, read: Callable[[], T]) -> Future[T]:
+        """One attempt."""
+        future: Future[T] = Future()
+        self._tasks.put((future, read))
+        return future
+
+    def leave(self, future: Future[Any]) -> None:
+        """Give up an attempt; a thread that it keeps is replaced."""
+        if not future.cancel() and not future.done():
+            self._add_thread()
+
+    def _add_thread(self) -> None:
+        threading.Thread(target=self._work, daemon=True, name="mgray-read").start()
+
+    def _work(self) -> None:
+        while True:
+            future, read = self._tasks.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = read()
+            except BaseException as error:  # crosses to the thread that waits
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del future, read
+
+
+class Reading(Generic[T]):
+    """A read that was begun."""
+
+    def __init__(self, readers: Readers, read: Callable[[], T], retry_errors: bool) -> None:
+        self._readers, self._read, self._retry_errors = readers, read, retry_errors
+        self._future = readers.submit(read)
+
+    def result(self) -> T:
+        """What was read; waits for it, and makes another attempt where one hangs or fails, a bounded number of times.
+
+        Raises:
+            OSError: of the last attempt (TimeoutError where that one hung).
+        """
+        readers = self._readers
+        for attempt in range(readers.attempts):
+            if attempt:
+                time.sleep(readers.backoff_s * 2 ** (attempt - 1))
+                self._future = readers.submit(self._read)
+            last = attempt == readers.attempts - 1
+            try:
+                return self._future.result(readers.limit_s)
+            except TimeoutError:
+                if not self._future.done():
+                    readers.leave(self._future)
+                    problem = f"no answer within {readers.limit_s:g} s, {readers.attempts} times"
+                    if last:
+                        raise TimeoutError(problem) from None
+                elif last or not self._retry_errors:
+                    raise
+            except OSError as error:
+                if last or not self._retry_errors or isinstance(error, _FINAL):
+                    raise
+        raise AssertionError("an attempt returns or raises")
+
+    def cancel(self) -> None:
+        """Not wanted any more."""
+        self._future.cancel()

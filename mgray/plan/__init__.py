@@ -3,7 +3,7 @@
 from mgray.plan.cost import Cost, PhaseCost, cost_of
 from mgray.plan.forecast import Cluster, Forecast, Network, PhaseForecast, forecast
 from mgray.plan.optimise import Proposal, optimise
-from mgray.plan.order import permute, sample_at
+from mgray.plan.order import permute, sample_at, substitute_at
 from mgray.plan.phase import Phase, Step
 from mgray.plan.plan import Plan
 from mgray.plan.progress import Progress, eval_steps, progress_at
@@ -17,4 +17,5 @@ __all__ = [
     "BatchShape", "ClipShape", "Cluster", "Cost", "Forecast", "Network", "Phase", "PhaseCost", "PhaseForecast", "Plan",
     "PlanSpec", "PlanTable", "Progress", "Proposal", "Share", "Step", "Timing", "cost_of", "eval_steps", "forecast",
     "optimise", "permute", "progress_at", "sample_at", "share_of",
+    "substitute_at",
 ]  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 8
+_SUBSTITUTES = 0x5B5717E5
+"""Sets the orders of substitutes apart from those of epochs."""
 
 
 def _mix(value: int) -> int:
@@ -40,3 +42,11 @@ def sample_at(position: int, num_samples: int, seed: int) -> int:
     """The dataset index that a position of the endless sample stream shows: each epoch is its own permutation."""
     epoch, index = divmod(position, num_samples)
     return permute(index, num_samples, _mix(_mix(seed & _MASK) ^ epoch))
+
+
+def substitute_at(position: int, probe: int, num_samples: int, seed: int) -> int:
+    """The dataset index that is tried, as number `probe`, where the video that a position shows cannot be read.
+
+    Probes 0, 1, ... of a position go through the whole dataset, each position in an order of its own.
+    """
+    return permute(probe, num_samples, _mix(_mix(_mix(seed & _MASK) ^ _SUBSTITUTES) ^ position))

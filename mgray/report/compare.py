@@ -290,6 +290,7 @@ class Comparison:
         if going:
             notes.append(f"Not finished: {', '.join(going)}; the figures are those so far.")
         torn = [r.records for group in self.groups for r in group.results if r.records.num_unreadable]
+        notes += [_quarantine_note(r.records) for g in self.groups for r in g.results if r.records.quarantined]
         notes += [f"{r.name}: {r.num_unreadable} lines of metrics.jsonl could not be read." for r in torn]
         return tuple(notes)
 
@@ -469,3 +470,14 @@ def _common(names: Sequence[str]) -> str:
 def _prefix(names: Sequence[str]) -> str:
     columns = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     return "".join(letters[0] for letters in columns)
+
+
+def _quarantine_note(run: RunRecords) -> str:
+    counts = {split: sum(found.split == split for found in run.quarantined) for split in ("train", "val")}
+    done = {"train": "replaced by substitutes", "val": "left out of its scores"}
+    parts = [
+        f"{count} {split} video{'s' if count > 1 else ''} {done[split]}" for split, count in counts.items() if count
+    ]
+    return (
+        f"{run.name}: broken videos were met in training ({', '.join(parts)}); report.html and metrics.jsonl list them."
+    )

@@ -69,6 +69,7 @@ def _page(comparison: Comparison, pictures: Sequence[Picture], commands: Sequenc
         _card(*(_phases(run, is_open=run in _firsts(comparison)) for run in records)),
         "<h2>Events</h2>",
         _card(*(_events(run) for run in records)),
+        *_broken(records),
         "<h2>Configuration</h2>",
         _card(_differences(comparison), *(_configuration(run) for run in records)),
         "<h2>Reproduce</h2>",
@@ -216,6 +217,22 @@ def _events(run: RunRecords) -> str:
     summary = f"{run.name}: {', '.join([state, *parts])}"
     head = ["wall time", "attempt", "step", "event", "detail"]
     return _details(summary, _table(head, rows, "text"), is_open=bool(run.num_repeated) or counts["resume"] > 0)
+
+
+def _broken(runs: Sequence[RunRecords]) -> list[str]:
+    """The videos of each run that were left out or replaced, with reasons; nothing where there are none."""
+    tables = []
+    for run in runs:
+        left_out = run.data.broken if run.data is not None else ()
+        rows = [_row(path, "ingest", "left out", reason) for path, reason in left_out]
+        rows += [
+            _row(found.path, f"{found.split}, step {found.step:,}", "replaced" if found.split == "train" else "left out", found.reason)
+            for found in run.quarantined
+        ]  # fmt: skip
+        if rows:
+            summary = f"{run.name}: {len(rows)} broken video{'s' if len(rows) > 1 else ''}"
+            tables.append(_details(summary, _table(["video", "met in", "what was done", "reason"], rows, "text")))
+    return ["<h2>Broken videos</h2>", _card(*tables)] if tables else []
 
 
 def _differences(comparison: Comparison) -> str:

@@ -85,6 +85,19 @@ class EventRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuarantineRecord:
+    """A video that could not be read or decoded while the run trained, when that was first seen."""
+
+    attempt: int
+    step: int
+    split: str
+    sample: int
+    path: str
+    reason: str
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataRecord:
     """The dataset that the run was trained on."""
 
@@ -93,6 +106,8 @@ class DataRecord:
     num_val: int
     digest: str
     multi_label: bool = False
+    broken: tuple[tuple[str, str], ...] = ()
+    """Path and reason of the videos that ingest left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -109,6 +124,8 @@ class RunRecords:
     evals: tuple[EvalRecord, ...]
     events: tuple[EventRecord, ...]
     """Of all attempts, in the order in which they were written."""
+    quarantined: tuple[QuarantineRecord, ...]
+    """Broken videos that were met in training or validation, of all attempts, each once."""
     num_repeated: int
     """Steps that were trained again because their first result was lost with a worker."""
     num_unreadable: int
@@ -135,12 +152,13 @@ class RunRecords:
         return next((record.train_s for record in self.evals if record.score >= score), None)
 
 
-Kind: TypeAlias = Literal["step", "eval", "event"]
+Kind: TypeAlias = Literal["step", "eval", "event", "quarantine"]
 Value: TypeAlias = int | float | str
 FIELDS: Mapping[Kind, Mapping[str, str]] = {
     "step": {field.name: str(field.type) for field in dataclasses.fields(StepRecords)},
     "eval": {field.name: str(field.type) for field in dataclasses.fields(EvalRecord)},
     "event": {field.name: str(field.type) for field in dataclasses.fields(EventRecord)},
+    "quarantine": {field.name: str(field.type) for field in dataclasses.fields(QuarantineRecord)},
 }
 READERS = {"IntColumn": int, "FloatColumn": float, "int": int, "float": float, "str": str}
 
@@ -177,6 +195,7 @@ def read_run(path: Path | str) -> RunRecords:
         steps=_columns(steps),
         evals=tuple(EvalRecord(**line) for line in evals),
         events=tuple(EventRecord(**line) for line in lines["event"]),
+        quarantined=_quarantined(lines["quarantine"]),
         num_repeated=num_repeated,
         num_unreadable=num_unreadable,
     )
@@ -209,6 +228,7 @@ def _read_data(path: Path) -> DataRecord | None:
             num_val=int(tree["num_val"]),
             digest=str(tree["digest"]),
             multi_label=bool(tree.get("multi_label", False)),
+            broken=tuple((str(path), str(reason)) for path, reason in tree.get("broken", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _error(path, f"data.json lacks a value ({error})", "read it with the mgray that wrote it") from None
@@ -216,7 +236,7 @@ def _read_data(path: Path) -> DataRecord | None:
 
 def _read_lines(path: Path) -> tuple[dict[Kind, list[dict[str, Any]]], int]:
     """The lines of metrics.jsonl by kind, and how many could not be read; a torn last line is not counted."""
-    lines: dict[Kind, list[dict[str, Any]]] = {"step": [], "eval": [], "event": []}
+    lines: dict[Kind, list[dict[str, Any]]] = {kind: [] for kind in FIELDS}
     try:
         text = (path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -282,6 +302,13 @@ def _supersede(
     steps = _last(line for line in lines["step"] if line["step"] < ends[line["attempt"]])
     evals = _last(line for line in lines["eval"] if line["step"] <= ends.get(line["attempt"], float("inf")))
     return steps, evals, len(lines["step"]) - len(steps)
+
+
+def _quarantined(lines: Iterable[dict[str, Any]]) -> tuple[QuarantineRecord, ...]:
+    firsts: dict[tuple[str, int], QuarantineRecord] = {}
+    for line in lines:
+        firsts.setdefault((line["split"], line["sample"]), QuarantineRecord(**line))
+    return tuple(firsts.values())
 
 
 def _last(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

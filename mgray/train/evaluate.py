@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mgray.config import Run
 from mgray.data.shard import ShardSet
-from mgray.data.source import TrainSource, ValSource
+from mgray.data.source import Block, TrainSource, ValSource
 from mgray.model.norm import grouped_norms
 from mgray.plan import ClipShape, Plan
 from mgray.train.scores import mean_average_precision
 from mgray.train.session import Session
 from mgray.train.step import Worker
+
+Note = Callable[[Block | None], object]
+"""Is shown each block of this rank."""
 
 
 def validation_source(run: Run, shards: ShardSet) -> ValSource:
@@ -34,14 +38,14 @@ def validation_source(run: Run, shards: ShardSet) -> ValSource:
     )
 
 
-def evaluate(worker: Worker, session: Session, source: ValSource) -> dict[str, float]:
+def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = lambda block: None) -> dict[str, float]:
     """Scores over the whole validation split, the same on every rank: top1, top5, loss and num_clips; map, loss and num_clips where
     videos have several classes.
 
-    Top-5 is over all classes where there are fewer than five.
+    Top-5 is over all classes where there are fewer than five. Videos that are broken are left out; `note` is shown each block.
     """
     if source.shards.multi_label:
-        return _evaluate_multi_label(worker, session, source)
+        return _evaluate_multi_label(worker, session, source, note)
     classes = source.shards.classes
     scores = MetricCollection(
         {
@@ -49,25 +53,27 @@ def evaluate(worker: Worker, session: Session, source: ValSource) -> dict[str, f
             "top5": MulticlassAccuracy(len(classes), top_k=min(5, len(classes)), average="micro"),
         }
     ).to(session.device)
-    losses = MeanMetric().to(session.device)
+    losses, num_clips = MeanMetric().to(session.device), SumMetric().to(session.device)
     worker.module.eval()
     with (
         torch.inference_mode(),
         session.feed.blocks(source, [range(source.num_batches(session.world_size))]) as blocks,
     ):
         for block in blocks:
-            if block is None:
+            note(block)
+            if block is None or not len(block.labels_N):
                 continue
             logits = worker.predict(block)
             labels = torch.from_numpy(block.labels_N.copy()).to(session.device)
             scores.update(logits, labels)
             losses.update(F.cross_entropy(logits, labels, reduction="none"))
+            num_clips.update(len(labels))
     worker.module.train()
     results = {name: float(value) for name, value in scores.compute().items()}
-    return {**results, "loss": float(losses.compute()), "num_clips": source.shards.num_samples("val")}
+    return {**results, "loss": float(losses.compute()), "num_clips": int(num_clips.compute())}
 
 
-def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource) -> dict[str, float]:
+def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource, note: Note) -> dict[str, float]:
     scores, labels = [torch.zeros(0, len(source.shards.classes))], [torch.zeros(0, len(source.shards.classes))]
     worker.module.eval()
     with (
@@ -75,7 +81,8 @@ def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource) -
         session.feed.blocks(source, [range(source.num_batches(session.world_size))]) as blocks,
     ):
         for block in blocks:
-            if block is not None:
+            note(block)
+            if block is not None and len(block.labels_N):
                 scores.append(worker.predict(block).float().cpu())
                 labels.append(torch.from_numpy(block.labels_N.copy()).float())
     worker.module.train()
@@ -87,11 +94,18 @@ def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource) -
     return {
         "map": mean_average_precision(logits_VK.sigmoid(), labels_VK.long()),
         "loss": float(F.binary_cross_entropy_with_logits(logits_VK.double(), labels_VK.double())),
-        "num_clips": source.shards.num_samples("val"),
+        "num_clips": len(labels_VK),
     }
 
 
-def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, steps_done: int) -> None:
+def precise_bn(
+    worker: Worker,
+    session: Session,
+    run: Run,
+    shards: ShardSet,
+    steps_done: int,
+    note: Note = lambda block: None,
+) -> None:
     """Re-estimate running statistics over `train.precise_bn` batches of the base shape (paper, section 3.3).
 
     The batches are a function of the seed and the number of steps done.
@@ -117,6 +131,7 @@ def precise_bn(worker: Worker, session: Session, run: Run, shards: ShardSet, ste
     with session.feed.blocks(source, [range(count)]) as blocks:
         for index, block in enumerate(blocks):
             step = plan.step_at(index)
+            note(block)
             worker.observe(block, step.shape, step.bn_groups)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

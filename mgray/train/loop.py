@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import itertools
 import math
 import time
@@ -44,8 +45,9 @@ from mgray.train.checkpoint import (
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.memory import MICRO_BATCHES, GroupsAtOnce, memory_key
-from mgray.train.metrics import MetricsWriter
+from mgray.train.metrics import MetricsWriter, quarantined
 from mgray.train.optimizer import build_optimizer
+from mgray.train.quarantine import Finding, Quarantine
 from mgray.train.session import Session
 from mgray.train.step import Worker
 
@@ -73,7 +75,7 @@ class _Done:
 
     step: Step
     sums: Tensor
-    """Of losses, right answers and clip checksums, float64 [3]."""
+    """Of losses, right answers, clip checksums and faults, float64 [4]."""
     step_s: float
     wait_s: float
     train_s: float
@@ -125,6 +127,8 @@ class Loop:
         self._shown: dict[str, Any] = {}
         self._load()
         self._records = MetricsWriter(folder, attempt) if session.rank == 0 else None
+        known = quarantined(folder) if session.rank == 0 else {}
+        self._quarantine = Quarantine(session, shards, run.data.max_broken, known)
         self._evals = frozenset(eval_steps(self.plan, run.train.evals))
 
     def train(self) -> str:
@@ -132,7 +136,7 @@ class Loop:
 
         Raises:
             TrainingError: a loss is not finite.
-            VideoError: a video cannot be decoded.
+            DataError: too many videos are broken, or the storage does not answer.
         """
         self.worker.module.train()
         self._event("resume" if self.step else "start", f"{self.session.world_size} workers on {self.session.device}")
@@ -247,7 +251,8 @@ class Loop:
         sums = self.worker.step(block, step.shape, step.bn_groups, keys, self.optimizer)
         if self.average is not None:
             self.average.update(step.shape.clips, step.first_position)
-        return torch.cat([sums, sums.new_tensor([0.0 if block is None else clip_checksum(block)])])
+        num_faults = self._quarantine.note("train", step.index, block)
+        return torch.cat([sums, sums.new_tensor([0.0 if block is None else clip_checksum(block), num_faults])])
 
     def _check(self, block: Block | None, step: Step) -> None:
         """A block has to be the planned one: a mix-up would train on the wrong clips without a sign of it."""
@@ -267,13 +272,15 @@ class Loop:
         sums = torch.stack([done.sums for done in self._done])
         signal, steps = self._signal(), self._flush_steps_wanted()
         if self.session.world_size > 1:
-            words = sums.new_tensor([[signal, steps, 0.0]]) if self.session.rank == 0 else sums.new_zeros(1, 3)
+            words = sums.new_tensor([[signal, steps, 0.0, 0.0]]) if self.session.rank == 0 else sums.new_zeros(1, 4)
             sums = torch.cat([sums, words])
             dist.all_reduce(sums)
-            *_, (signal_word, steps_word, _) = sums.tolist()
+            *_, (signal_word, steps_word, *_) = sums.tolist()
             sums, signal, steps = sums[:-1], Signal(int(signal_word)), int(steps_word)
         self._flush_steps = steps
-        for done, (loss, right, checksum) in zip(self._done, sums.tolist(), strict=True):
+        if sums[:, 3].any():
+            self._set_apart(*self._quarantine.gather())
+        for done, (loss, right, checksum, _) in zip(self._done, sums.tolist(), strict=True):
             clips = done.step.shape.clips
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -309,6 +316,17 @@ class Loop:
         mean_s = sum(done.step_s for done in self._done) / len(self._done)
         return max(1, min(FLUSH_STEPS, int(FLUSH_S / max(mean_s, 1e-9))))
 
+    def _set_apart(self, findings: list[Finding], fresh: list[Finding]) -> None:
+        """Record videos that are broken, and stop where they are too many."""
+        for found in fresh if self._records is not None else ():
+            assert self._records is not None
+            path = self.shards.path(found.split, found.sample)
+            self._records.quarantine(found.step, split=found.split, sample=found.sample, path=path, reason=found.reason)
+        if fresh:
+            if self._records is not None:
+                self._records.flush()
+            self._quarantine.check()
+
     def _show(self, sums: Tensor) -> None:
         last = self._done[-1]
         clips = sum(done.step.shape.clips for done in self._done)
@@ -335,8 +353,11 @@ class Loop:
         started = time.perf_counter()
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             if self.run.train.precise_bn:
-                precise_bn(self.worker, self.session, self.run, self.shards, self.step)
-            scores = evaluate(self.worker, self.session, validation_source(self.run, self.shards))
+                note = functools.partial(self._quarantine.note, "train", self.step)
+                precise_bn(self.worker, self.session, self.run, self.shards, self.step, note)
+            note = functools.partial(self._quarantine.note, "val", self.step)
+            scores = evaluate(self.worker, self.session, validation_source(self.run, self.shards), note)
+            self._set_apart(*self._quarantine.exchange())
         if self._records is not None:
             epoch = self.plan.step_at(self.step - 1).epoch
             self._records.validation(

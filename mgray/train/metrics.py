@@ -59,6 +59,10 @@ class MetricsWriter:
         self._line("event", step, event=event, detail=detail)
         self.flush()
 
+    def quarantine(self, step: int, *, split: str, sample: int, path: str, reason: str) -> None:
+        """A video that cannot be read or decoded, when that was first seen in this run."""
+        self._line("quarantine", step, split=split, sample=sample, path=path, reason=reason)
+
     def flush(self) -> None:
         self._file.flush()
 
@@ -91,3 +95,20 @@ def next_attempt(folder: Path) -> int:
                 except (ValueError, KeyError):
                     continue  # cut off by a kill
     return highest + 1
+
+
+def quarantined(folder: Path) -> dict[tuple[str, int], str]:
+    """The broken videos that the attempts of a run have recorded: {(split, sample): reason}."""
+    found: dict[tuple[str, int], str] = {}
+    path = folder / METRICS
+    if not path.is_file():
+        return found
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if '"kind": "quarantine"' in line:
+                try:
+                    record = json.loads(line)
+                    found.setdefault((str(record["split"]), int(record["sample"])), str(record["reason"]))
+                except (ValueError, KeyError, TypeError):
+                    continue  # cut off by a kill
+    return found

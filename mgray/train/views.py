@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mgray.config import Run
 from mgray.data.source import Block, ValSource
-from mgray.errors import ConfigError
+from mgray.errors import ConfigError, VideoError
 from mgray.model import build_model
 from mgray.train.checkpoint import CheckpointMeta, read_tensors
 from mgray.train.session import LocalSession, Session
@@ -88,6 +88,9 @@ def score_views(worker: Worker, session: Session, source: ValSource, pool: Pool,
     with session.feed.blocks(source, [batches]) as blocks:
         for block in blocks:
             if block is not None:
+                for fault in block.faults:
+                    path = source.shards.path("val", fault.sample)
+                    raise VideoError("data.path", path, fault.reason, "repair it and ingest again")
                 log_NC = log_scores(worker, block, at_once, multi_label=source.shards.multi_label)
                 log_VKC = log_NC.view(-1, views, log_NC.shape[1])
                 yield VideoScores(

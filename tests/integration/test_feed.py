@@ -121,15 +121,33 @@ def test_it_needs_no_free_cpu_and_runs_beside_another(ray_instance: None, small:
         ray.kill(holder)
 
 
-def test_a_video_that_does_not_decode_is_our_error(ray_instance: None, tmp_path: Path) -> None:
-    source = source_of(write_shards(tmp_path, damaged=2))
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
+def test_faults_travel_with_their_blocks(ray_instance: None, tmp_path: Path, rank: int, world_size: int) -> None:
+    shards = write_shards(tmp_path, damaged=(2, 5, 10))
+    validation = ValSource(shards, ClipShape(3, 16, 16), stride=2, short_side=20, fps=0.0, batch=1)
+    for source, count in ((source_of(shards), 12), (validation, validation.num_batches(world_size))):
+        with (
+            GridShard(rank, world_size, "", FeedSection()).blocks(source, [range(count)]) as ours,
+            LocalFeed(FeedSection(), rank, world_size).blocks(source, [range(count)]) as theirs,
+        ):
+            faults = []
+            for mine, other in zip(ours, theirs, strict=True):
+                assert_equal(mine, other)
+                if mine is not None and other is not None:
+                    assert mine.faults == other.faults
+                    faults += mine.faults
+        assert faults or rank
+
+
+def test_where_all_videos_are_broken_it_is_our_error(ray_instance: None, tmp_path: Path) -> None:
+    source = source_of(write_shards(tmp_path, damaged=tuple(range(10))))
     with (
         GridShard(0, 1, "", FeedSection()).blocks(source, [range(source.plan.num_steps)]) as blocks,
         pytest.raises(VideoError) as caught,
     ):
         list(blocks)
     assert type(caught.value) is VideoError
-    assert str(caught.value).startswith("data.path = '2.mp4': ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("data.path = '") and "\n" not in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 

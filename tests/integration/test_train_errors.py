@@ -97,10 +97,15 @@ def test_an_address_without_a_cluster_is_one_line(
 def test_a_video_that_does_not_decode_in_training_is_one_line(
     ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Workers meet it, and nobody tries again: another attempt would meet it too."""
+    """Workers meet it, it is more than one per cent, and nobody tries again: another attempt would meet it too."""
     write_shards(tmp_path, damaged=2)
     arguments = ["train", "smoke", "--data.path", str(tmp_path / "set"), "--storage", str(tmp_path), "--name", "bad"]
-    refused([*arguments, "--plan.crop", "16"], capsys, "data.path = '2.mp4'", "verify the shards")
+    refused(
+        [*arguments, "--plan.crop", "16"],
+        capsys,
+        "1 of 10 train videos are broken",
+        "2.mp4 (a stored video does not decode",
+    )
     assert (tmp_path / "bad" / "metrics.jsonl").read_text().count('"event": "start"') == 1
 
 

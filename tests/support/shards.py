@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgray.data.annotations import Action
-from mgray.data.decode import CODEC, encode_frames, transcode
-from mgray.data.manifest import MANIFEST, MULTI_LABEL_VERSION, VERSION, Level, Manifest
+from mgray.data.decode import CODEC, encode_frames, ingest_video
+from mgray.data.manifest import MANIFEST, MULTI_LABEL_VERSION, VERSION, Level, Manifest, level_name
 from mgray.data.shard import (
     IndexRow,
     ShardSet,
@@ -30,12 +30,14 @@ def write_shards(
     val: int = 5,
     classes: int = 2,
     frames: int = 10,
-    damaged: int = -1,
+    damaged: int | tuple[int, ...] = (),
     levels: tuple[int, ...] = (SIDE,),
     size: tuple[int, int] = (40, SIDE),
     actions: Sequence[Sequence[Action]] = (),
 ) -> ShardSet:
-    """Videos of 40x32 pixels, or another size, in one shard per level; the packets of training video `damaged` are noise at the finest level.
+    """Videos of 40x32 pixels, or another size, in one shard per level; the packets of the videos `damaged` are noise at the finest level.
+
+    Levels SOURCE pass the videos through.
 
     With `actions` it is a multi-label set: video i shows `actions[i % len(actions)]`.
     """
@@ -45,14 +47,14 @@ def write_shards(
     for number in range(train + val):
         path = root / f"{number}.mp4"
         encode_frames(str(path), moving(frames + number % 3, *size, seed=number))
-        ingested.append(transcode(str(path), levels))
+        ingested.append(ingest_video("", str(path), levels))
     stored = [[video.levels[number] for video in ingested] for number in range(len(levels))]
     videos = [video for video in stored[0] if video is not None]
-    if damaged >= 0:
-        noise = bytes(byte ^ 0x5A for byte in videos[damaged].data)
-        stored[0][damaged] = dataclasses.replace(videos[damaged], data=memoryview(noise))
+    for number in (damaged,) if isinstance(damaged, int) else damaged:
+        noise = bytes(byte ^ 0x5A for byte in videos[number].data)
+        stored[0][number] = dataclasses.replace(videos[number], data=memoryview(noise))
     files, extents = zip(
-        *(write_shard(folder, shard_name(str(side), 0), stored[number]) for number, side in enumerate(levels)),
+        *(write_shard(folder, shard_name(level_name(side), 0), stored[number]) for number, side in enumerate(levels)),
         strict=True,
     )
     rows = [
@@ -68,8 +70,8 @@ def write_shards(
     manifest = Manifest(
         version=MULTI_LABEL_VERSION if actions else VERSION, source="videos", source_digest="d", classes=names, counts={"train": train, "val": val},
         levels=tuple(Level(short_side=side, shards=(file,)) for side, file in zip(levels, files, strict=True)),
-        codec=CODEC, index=write_index(folder, rows, [str(side) for side in levels], multi_label=bool(actions)),
-        content_digest=content_digest(names, rows, [str(side) for side in levels], CODEC),
+        codec=CODEC, index=write_index(folder, rows, [level_name(side) for side in levels], multi_label=bool(actions)),
+        content_digest=content_digest(names, rows, [level_name(side) for side in levels], CODEC),
     )  # fmt: skip
     folder.write(MANIFEST, manifest.to_json().encode())
     return ShardSet.open(str(root / "set"))

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import pickle
 import subprocess
 import sys
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 
 from mgray.data.annotations import Action
-from mgray.data.clip import Views
+from mgray.data.clip import Views, train_clip
 from mgray.data.decode import decode_clip
+from mgray.data.manifest import SOURCE
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
 from mgray.errors import VideoError
-from mgray.plan import ClipShape, Plan, PlanSpec, sample_at
+from mgray.plan import ClipShape, Plan, PlanSpec, sample_at, substitute_at
 from tests.support.shards import write_shards
 
 SPEC = PlanSpec(
@@ -154,12 +156,69 @@ def test_validation_blocks(shards):
     ]
 
 
-def test_a_video_that_does_not_decode_is_named(tmp_path):
-    shards = write_shards(tmp_path, train=2, val=1, damaged=1)
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> ShardSet:
+    """Ten training videos, three of them noise, and five for validation, one of them noise."""
+    return write_shards(tmp_path_factory.mktemp("broken"), damaged=(2, 3, 7, 11))
+
+
+def test_a_broken_video_is_replaced_by_the_next_probe_that_decodes(shards, broken):
+    """Everything else is as it would be; the substitute's clip is what its own draws at that position give."""
+    plan = Plan.compile(SPEC, 10)
+    seen = set()
+    for index in range(0, plan.num_steps, 3):
+        step = plan.step_at(index)
+        whole = TrainSource(shards, plan, SEED, fps=0.0, flip=True).block(index, 0, 1)
+        block = TrainSource(broken, plan, SEED, fps=0.0, flip=True).block(index, 0, 1)
+        expected = []
+        for place, position in enumerate(step.positions):
+            tried = [sample_at(position, 10, SEED), *(substitute_at(position, probe, 10, SEED) for probe in range(10))]
+            tried = list(dict.fromkeys(tried))
+            first = next(number for number, sample in enumerate(tried) if sample not in (2, 3, 7))
+            assert block.samples_N[place] == tried[first] and block.labels_N[place] == tried[first] % 2
+            expected += [(position, sample, tried[first]) for sample in tried[:first]]
+            clip = train_clip(
+                step, position, tried[first], broken.info("train", tried[first]), seed=SEED, fps=0.0, flip=True
+            )
+            alone = np.zeros_like(block.clips_NTHWC[place])
+            decode_clip(shards.video("train", clip.sample), clip, alone)
+            assert np.array_equal(block.clips_NTHWC[place], alone)
+            if not first:
+                assert np.array_equal(alone, whole.clips_NTHWC[place])
+        assert [(fault.position, fault.sample, fault.substitute) for fault in block.faults] == expected
+        assert all("does not decode" in fault.reason for fault in block.faults)
+        seen |= {fault.sample for fault in block.faults}
+    assert seen == {2, 3, 7}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_substitutes_do_not_depend_on_who_decodes(broken, world_size):
+    source = TrainSource(broken, Plan.compile(SPEC, 10), SEED, fps=0.0, flip=True)
+    for index in (0, 5, source.plan.num_steps - 1):
+        whole = source.block(index, 0, 1)
+        parts = [part for rank in range(world_size) if (part := source.block(index, rank, world_size)) is not None]
+        for name in ("clips_NTHWC", "labels_N", "samples_N"):
+            assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+        assert tuple(fault for part in parts for fault in part.faults) == whole.faults
+
+
+def test_a_broken_validation_video_is_left_out_with_all_its_views(broken):
+    source = dataclasses.replace(val_source(broken, 2), views=Views(clips=2, crops=3))
+    blocks = [source.block(index, 0, 1) for index in range(source.num_batches(1))]
+    assert [sorted(set(block.samples_N.tolist())) for block in blocks] == [[0], [2, 3], [4]]
+    assert [len(block.faults) for block in blocks] == [6, 0, 0]
+    assert {(fault.sample, fault.substitute) for fault in blocks[0].faults} == {(1, -1)}
+    assert blocks[0].clips_NTHWC.shape[0] == len(blocks[0].labels_N) == 6
+    alone = dataclasses.replace(source, batch=1).block(1, 0, 1)
+    assert alone.clips_NTHWC.shape == (0, 3, 16, 16, 3) and not len(alone.labels_N)
+
+
+def test_where_everything_is_broken_the_video_is_named(tmp_path):
+    shards = write_shards(tmp_path, train=2, val=1, damaged=(0, 1))
     plan = Plan.compile(
         PlanSpec(frames=2, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=18, epochs=1, lr_steps=(0,)), 2
     )
-    with pytest.raises(VideoError, match=r"data.path = '1.mp4': .+; verify the shards"):
+    with pytest.raises(VideoError, match=r"data.path = '[01].mp4': .+, as are 1 more videos; verify the shards"):
         TrainSource(shards, plan, 0, fps=0.0, flip=False).block(0, 0, 1)
 
 
@@ -215,3 +274,44 @@ def test_segments_are_sampled_alike_on_any_number_of_ranks(tmp_path):
     assert source.clips(step, 0, 2) + source.clips(step, 1, 2) == whole
     assert all(clip.frames[-1] > shards.info("train", clip.sample).num_frames // 2 for clip in whole)
     assert whole != TrainSource(shards, Plan.compile(SPEC, 10), SEED, fps=0.0, flip=True).clips(step, 0, 1)
+
+
+def test_a_shard_that_is_gone_or_cut_off_is_the_videos_fault(tmp_path):
+    shards = write_shards(tmp_path, train=4, val=1, levels=(32, 16), damaged=3)
+    plan = Plan.compile(
+        PlanSpec(frames=2, crop=16, batch=4, stride=1, jitter_min=32, jitter_max=32, epochs=1, lr_steps=(0,)), 4
+    )
+    source = TrainSource(shards, plan, 0, fps=0.0, flip=False)
+    path = tmp_path / "set" / "32" / "00000.arrow"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(VideoError, match=r"32/00000.arrow is damaged \(it has \d+ bytes"):
+        source.block(0, 0, 1)
+    path.unlink()
+    with pytest.raises(VideoError, match=r"its file 32/00000.arrow is missing, as are 3 more videos"):
+        source.block(0, 0, 1)
+
+
+def test_sources_that_vanish_or_change_are_replaced(tmp_path):
+    """Passed through: one is deleted, one cut off, one grows, one is another video now; the others are trained on."""
+    shards = write_shards(tmp_path, train=8, val=1, levels=SOURCE)
+    source = TrainSource(shards, Plan.compile(SPEC, 8), SEED, fps=0.0, flip=True)
+    last = source.plan.num_steps - 1
+    whole = [source.block(index, 0, 1) for index in (last, 0)]
+    assert not any(block.faults for block in whole)
+    (tmp_path / "1.mp4").unlink()
+    os.truncate(tmp_path / "3.mp4", 2000)
+    with (tmp_path / "4.mp4").open("ab") as file:
+        file.write(b"more")
+    size = (tmp_path / "6.mp4").stat().st_size
+    (tmp_path / "6.mp4").write_bytes(bytes(size))
+    reasons = {}
+    for before in whole:
+        block = source.block(before.index, 0, 1)
+        kept = ~np.isin(before.samples_N, (1, 3, 4, 6))
+        assert np.array_equal(block.samples_N[kept], before.samples_N[kept])
+        assert np.array_equal(block.clips_NTHWC[kept], before.clips_NTHWC[kept])
+        assert not np.isin(block.samples_N, (1, 3, 4, 6)).any()
+        reasons |= {fault.sample: fault.reason for fault in block.faults}
+    assert reasons.keys() == {1, 3, 4, 6}
+    assert "cannot be read any more" in reasons[1] and "does not decode" in reasons[6]
+    assert reasons[3] == reasons[4] == "has changed since it was ingested"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -149,3 +150,22 @@ def test_command_gives_the_run_again(tmp_path: Path) -> None:
 def test_report_needs_neither_torch_nor_ray() -> None:
     code = "import sys, mgray.report; assert not {'torch', 'ray', 'av'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_broken_videos_are_listed_with_reasons(tmp_path: Path) -> None:
+    """Names are text, whatever they hold."""
+    writer = RunWriter(tmp_path, "broken", MULTIGRID)
+    folder = writer.train([0.5])
+    data = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps({**data, "broken": [["../x.mp4", "is empty"]]}))
+    for sample, name in ((3, "<script>alert(1)</script>.mp4"), (4, "b.mp4"), (3, "again.mp4")):
+        writer.line("quarantine", 7, split="train", sample=sample, path=name, reason="does not decode")
+    writer.line("quarantine", 9, split="val", sample=0, path="v.mp4", reason="is <b>cut</b> off")
+    page = write_report([folder], tmp_path / "out").read_text()
+    assert "Broken videos" in page and "broken: 4 broken videos" in page
+    assert "<td>../x.mp4</td><td>ingest</td><td>left out</td><td>is empty</td>" in page
+    assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;.mp4</td><td>train, step 7</td><td>replaced</td>" in page
+    assert "<td>v.mp4</td><td>val, step 9</td><td>left out</td><td>is &lt;b&gt;cut&lt;/b&gt; off</td>" in page
+    assert "<script" not in page
+    note = "broken: broken videos were met in training (2 train videos replaced by substitutes, 1 val video left out of its scores)"
+    assert note in page

@@ -16,8 +16,8 @@ import torch
 
 from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.data.shard import ShardSet
-from mgray.data.source import Block
-from mgray.errors import CheckpointError, TrainingError, VideoError
+from mgray.data.source import Block, TrainSource
+from mgray.errors import CheckpointError, DataError, TrainingError
 from mgray.plan import Plan, PlanSpec, sample_at
 from mgray.plan.state import Amendment, Orders, ScheduleState
 from mgray.train import loop as loop_module
@@ -350,10 +350,60 @@ def test_a_block_of_another_step_is_noticed(shards: ShardSet, tmp_path: Path, ch
     assert records(tmp_path, "step") == []
 
 
-def test_a_video_that_does_not_decode_is_named(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, damaged=4)
-    with pytest.raises(VideoError, match=r"4\.mp4"):
-        Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 0).train()
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """Two training videos of ten, and one validation video of five, are noise."""
+    return write_shards(tmp_path_factory.mktemp("broken"), damaged=(4, 6, 12))
+
+
+def with_broken(share: float) -> Run:
+    return dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, max_broken=share))
+
+
+def test_broken_videos_are_replaced_and_listed(broken: ShardSet, tmp_path: Path) -> None:
+    run = with_broken(0.2)
+    Loop(run, LocalSession(tmp_path), broken, tmp_path, 0).train()
+    found = records(tmp_path, "quarantine")
+    assert {(line["split"], line["path"]) for line in found} == {
+        ("train", "4.mp4"),
+        ("train", "6.mp4"),
+        ("val", "12.mp4"),
+    }
+    assert len(found) == 3 and all("does not decode" in line["reason"] for line in found)
+    assert {record["num_clips"] for record in records(tmp_path, "eval")} == {4}
+    assert len(records(tmp_path, "step")) == PLAN.num_steps
+    source = TrainSource(broken, PLAN, run.train.seed, run.data.fps, run.data.flip)
+    for index, (_, checksum) in outcome(tmp_path)[0].items():
+        assert clip_checksum(source.block(index, 0, 1)) == checksum
+
+
+def test_a_resumed_run_with_broken_videos_is_the_same(broken: ShardSet, tmp_path: Path) -> None:
+    run = with_broken(0.2)
+    Loop(run, LocalSession(tmp_path / "whole", keep=1000), broken, tmp_path / "whole", 0).train()
+    shutil.copytree(tmp_path / "whole" / f"checkpoint_{5:09d}", tmp_path / "rest" / f"checkpoint_{5:09d}")
+    Loop(run, LocalSession(tmp_path / "rest"), broken, tmp_path / "rest", 1).train()
+    whole, rest = outcome(tmp_path / "whole"), outcome(tmp_path / "rest")
+    assert rest[0] == {step: value for step, value in whole[0].items() if step >= 5}
+
+
+def test_too_many_broken_videos_end_the_run_with_a_list(broken: ShardSet, tmp_path: Path) -> None:
+    """Those that an earlier attempt found count."""
+    with pytest.raises(
+        DataError, match=r"of 10 train videos are broken, more than data.max_broken = 0.1: [46].mp4 .+[46].mp4"
+    ):
+        Loop(with_broken(0.1), LocalSession(tmp_path), broken, tmp_path, 0).train()
+    assert {line["path"] for line in records(tmp_path, "quarantine")} >= {"4.mp4", "6.mp4"}
+    first, second = [line for line in records(tmp_path, "quarantine") if line["split"] == "train"]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(second) + "\n")
+    with pytest.raises(DataError, match=r"2 of 10 train videos are broken"):
+        Loop(with_broken(0.1), LocalSession(tmp_path / "again"), broken, tmp_path, 1).train()
+    listed = [line["path"] for line in records(tmp_path, "quarantine") if line["split"] == "train"]
+    assert listed == [second["path"], first["path"]]
+
+
+def test_one_broken_video_in_ten_is_more_than_one_per_cent(broken: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"more than data.max_broken = 0.01: .+; repair them and ingest again"):
+        Loop(RUN, LocalSession(tmp_path), broken, tmp_path, 0).train()
 
 
 def test_losses_are_recorded_in_few_collectives(
