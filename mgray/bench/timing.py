@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mgray.config import Run
 from mgray.data.shard import ShardSet
 from mgray.data.source import TrainSource
@@ -19,8 +17,6 @@ from mgray.plan import ClipShape, Plan
 from mgray.plan.timing import Point, Timing
 from mgray.report.records import read_run
 
-TRIM = 0.1
-"""Of a shape's steps, left out at either end of their durations."""
 DECODE_CLIPS = 48
 """Decoded of each shape to measure what one costs."""
 BLOCK_CLIPS = 8
@@ -69,10 +65,8 @@ def _of_run(folder: Path) -> StepTimes:
         set(zip(steps.clips.tolist(), steps.frames.tolist(), steps.crop.tolist(), strict=True))
     ):
         mine = (steps.clips == clips) & (steps.frames == frames) & (steps.crop == crop)
-        seconds = np.sort(own_s[mine])
-        cut = int(TRIM * len(seconds))
-        mean = float(seconds[cut : len(seconds) - cut].mean())
-        points.append(Point(-(-clips // workers), ClipShape(frames, crop, crop), mean))
+        # the mean: slow first steps and interruptions are part of what a run takes
+        points.append(Point(-(-clips // workers), ClipShape(frames, crop, crop), float(own_s[mine].mean())))
     on_cpu = starts[-1][-1] == "cpu"
     label = f"{folder} ({workers} worker(s), {len(steps):,} steps without their data wait)"
     return StepTimes(timing=Timing.fit(points, label, workers), device_cores=records.run.scale.cpus if on_cpu else 0.0)

@@ -19,10 +19,12 @@ from mgray.cli.parse import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, 
 from mgray.cli.plan import PLAN
 from mgray.cli.report import REPORT
 from mgray.cli.train import TRAIN
+from mgray.cli.tune import TUNE
 from mgray.errors import ConfigError, MgrayError
 
 COMMANDS: dict[str, Command] = {
-    command.name: command for command in (PLAN, INGEST, SHARDS, TRAIN, CTL, EVAL, PREDICT, CONVERT, REPORT, BENCH, DEMO)
+    command.name: command
+    for command in (PLAN, INGEST, SHARDS, TRAIN, CTL, EVAL, PREDICT, CONVERT, REPORT, BENCH, TUNE, DEMO)
 }
 
 

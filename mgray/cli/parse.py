@@ -7,11 +7,13 @@ import dataclasses
 import difflib
 import io
 import itertools
+import json
 import re
 import textwrap
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -78,12 +80,31 @@ def take_name(arguments: list[str]) -> str | None:
 
 
 def workload(name: str) -> Run:
+    """The workload of this name, or the run in a JSON file such as a search's best.json.
+
+    Raises:
+        ConfigError: there is no such workload or file, or it holds no run.
+    """
+    if name.endswith(".json"):
+        return _run_file(Path(name))
     run = find(name)
     if run is None:
         near = difflib.get_close_matches(name, list(WORKLOADS), n=1)
         remedy = f"did you mean {near[0]}? " if near else ""
         raise ConfigError("NAME", name, "is no workload", f"{remedy}mgray --help lists them, e.g. {SOME_WORKLOADS}")
     return run
+
+
+def _run_file(path: Path) -> Run:
+    try:
+        tree = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            "NAME", str(path), f"cannot be read ({error.strerror})", "name a workload or a run's JSON"
+        ) from None
+    except ValueError:
+        raise ConfigError("NAME", str(path), "is no JSON", "name a file such as best.json of mgray tune") from None
+    return Run.from_json(tree)
 
 
 def hint(given: str, names: Iterable[str]) -> str:

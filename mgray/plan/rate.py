@@ -60,7 +60,7 @@ class LearningRate:
     spec: PlanSpec
     steps: tuple[int, ...]
     factors: tuple[float, ...]
-    multipliers: tuple[int, ...]
+    multipliers: tuple[float, ...]
     num_epochs: int
 
     def at(self, epoch: float) -> float:
@@ -94,8 +94,9 @@ def learning_rate(spec: PlanSpec, segments: tuple[Segment, ...]) -> LearningRate
         factors = spec.lr_factors or (1.0,)
         return LearningRate(spec, steps, factors, (1,) * len(steps), num_epochs)
     starts = [0, *(segment.end_epoch for segment in segments[:-1])]
-    factors = tuple(spec.gamma ** (s.stage or 0) * s.shape.multiplier for s in segments)
-    multipliers = tuple(s.shape.multiplier for s in segments)
+    power = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}[spec.scale_rule]
+    multipliers = tuple(s.shape.multiplier**power for s in segments)
+    factors = tuple(spec.gamma ** (s.stage or 0) * m for s, m in zip(segments, multipliers, strict=True))
     return LearningRate(
         spec,
         (*starts, (starts[-1] + num_epochs) // 2),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mgray.errors import ConfigError
 
 SQRT_HALF = 2.0**-0.5
-NEWER_FIELDS = ("cycles", "final_share", "batch_policy")
+NEWER_FIELDS = ("cycles", "final_share", "scale_rule", "batch_policy")
 """Fields that digests leave out at their defaults: runs from before them go on."""
 
 
@@ -78,6 +78,8 @@ class PlanSpec:
     """Learning rate of each stage over `lr`, without a long cycle."""
     gamma: float = 0.1
     """Decay from one stage to the next, with a long cycle."""
+    scale_rule: Literal["linear", "sqrt", "none"] = "linear"
+    """How the learning rate of a coarse shape follows its larger batch: in proportion (paper), by the square root, or not at all."""
     cosine_end_lr: float = 0.0
     """Learning rate at the end of a cosine."""
     cosine_after_warmup: bool = False

@@ -27,6 +27,7 @@ from mgray.cli.parse import option_names
 from mgray.cli.plan import PlanArguments
 from mgray.cli.report import ReportArguments
 from mgray.cli.train import TrainArguments
+from mgray.cli.tune import TuneArguments
 from mgray.config import Run
 from mgray.data.clip import Views
 from mgray.evaluation.run import Viewing
@@ -80,11 +81,12 @@ def test_the_surface_changes_on_purpose_only() -> None:
         "convert",
         "report",
         "bench",
+        "tune",
         "demo",
     ]
     own = {kind: [option for option in option_names(kind, "--") if "." not in option] for kind in (
         PlanArguments, IngestArguments, ShardsArguments, TrainArguments, CtlArguments, EvalArguments, PredictArguments, ConvertArguments, ReportArguments,
-        BenchArguments, BenchFeedArguments, DemoArguments,
+        BenchArguments, BenchFeedArguments, TuneArguments, DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
         [
@@ -135,6 +137,19 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ["--runs", "--out"],
         ["--workload", "--workers", "--rounds"],
         ["--data", "--spans", "--levels", "--enlarge", "--quick", "--json", "--plot", "--gop"],
+        [
+            "--name",
+            "--storage",
+            "--space",
+            "--trials",
+            "--objective",
+            "--budget",
+            "--target-top1",
+            "--scheduler",
+            "--concurrent",
+            "--out",
+            "--verbose",
+        ],
         ["--data", "--out"],
     ]
 
@@ -279,6 +294,41 @@ def test_a_run_survives_the_command_line(monkeypatch: pytest.MonkeyPatch, name: 
     assert calls[0][0] == (run,)
 
 
+def test_train_takes_a_run_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = dataclasses.replace(WORKLOADS["smoke"](), name="tuned")
+    (tmp_path / "best.json").write_text(json.dumps(run.to_json()))
+    calls = fake_module(monkeypatch, "mgray.trainer", "train")
+    assert cli.main(["train", str(tmp_path / "best.json"), "--train.seed", "3"]) == 0
+    ((given,), _) = calls[0]
+    assert given == dataclasses.replace(run, train=dataclasses.replace(run.train, seed=3))
+
+
+def test_tune_passes_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = fake_module(monkeypatch, "mgray.tune.search", "search")
+    arguments = [
+        "--space",
+        "optim",
+        "--trials",
+        "5",
+        "--objective",
+        "cost",
+        "--target-top1",
+        "0.8",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    assert cli.main(["tune", "smoke", *arguments]) == 0
+    ((run, space, settings), named) = calls[0]
+    assert run == WORKLOADS["smoke"]() and set(space) == {"lr", "scale", "warmup", "decay", "momentum"}
+    assert (settings.trials, settings.goal.objective, settings.goal.target, settings.scheduler) == (
+        5,
+        "cost",
+        0.8,
+        "asha",
+    )
+    assert named == {"verbose": False}
+
+
 def test_eval_passes_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[Any] = []
 
@@ -382,6 +432,15 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["plan", "smoke", "--gpus", "2", "--decode-rate", "quick"], "decode_rate = 'quick'"),
         (["plan", "smoke", "--gpus", "2", "--decode-rate", "0"], "is no rate"),
         (["plan", "smoke", "--gpus", "-1"], "gpus = -1"),
+        (["tune"], "NAME = ''"),
+        (["tune", "smoke", "--space", "cycle"], "did you mean cycles?"),
+        (["tune", "smoke", "--trials", "0"], "trials = 0"),
+        (["tune", "smoke", "--budget", "-1"], "budget = -1"),
+        (["tune", "smoke", "--objective", "cost"], "target_top1 = 0.0: is missing"),
+        (["tune", "smoke", "--objective", "cost", "--target-top1", "80"], "target_top1 = 80"),
+        (["tune", "smoke", "--scheduler", "sha"], "scheduler"),
+        (["tune", "smoke", "--data.path", "missing"], "data.path = 'missing'"),
+        (["train", "missing.json"], "missing.json"),
         (["plan", "smoke", "--gpus", "1", "--tflops", "0"], "tflops = 0"),
         (["plan", "smoke", "--gpus", "1", "--model.name", "resnet"], "model.name = 'resnet'"),
         (["train"], "NAME = ''"),

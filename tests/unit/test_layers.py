@@ -30,7 +30,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 RAY = {
     "mgray/data/feed.py", "mgray/data/ingest.py", "mgray/train/session.py", "mgray/train/worker.py", "mgray/driver.py", "mgray/cluster.py", "mgray/attempts.py", "mgray/control.py",
-    "mgray/evaluation/run.py", "mgray/trainer.py", "mgray/tune.py", "mgray/bench/loop.py",
+    "mgray/evaluation/run.py", "mgray/trainer.py", *(f"mgray/tune/{name}.py" for name in ("scheduler", "search", "trial", "view")), "mgray/bench/loop.py",
 }  # fmt: skip
 AV = {"mgray/data/decode.py", "mgray/bench/readers.py"}
 NO_TORCH = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -56,3 +57,11 @@ def test_short_cycle_alone_stretches_the_steps() -> None:
     rate = rate_of(short_cycle=True, epoch_factor=1.5)
     assert rate.steps == (0, 141, 231, 294)
     assert [rate.at(e) for e in (140, 141, 230, 231, 294)] == pytest.approx([0.1, 0.01, 0.01, 0.001, 0.0001])
+
+
+def test_the_scale_rule_sets_how_the_rate_follows_a_coarse_shapes_batch() -> None:
+    spec = PlanSpec(batch=8, epochs=40, lr_steps=(0, 24, 32), long_cycle="stage", lr=0.1)
+    for rule, power in (("linear", 1.0), ("sqrt", 0.5), ("none", 0.0)):
+        plan = Plan.compile(dataclasses.replace(spec, scale_rule=rule), 1000)
+        first = [phase for phase in plan.phases if phase.stage == 0]
+        assert [p.lr for p in first] == pytest.approx([0.1 * (p.base_clips / 8) ** power for p in first])

@@ -1,0 +1,1 @@
+"""Searches over schedules, optimisers and clusters with Ray Tune; training cost (voxels) is their clock."""

@@ -1,0 +1,68 @@
+"""Searches on Ray Tune: trials train, are ended in good order, and are taken up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+import ray
+from rich.console import Console
+
+from mgray.config import Run, ScaleSection
+from mgray.errors import ConfigError
+from mgray.tune.objective import Goal
+from mgray.tune.search import BEST, PICTURE, search
+from mgray.tune.settings import SearchSettings
+from tune_spaces import Choice
+from workloads import smoke
+
+pytestmark = pytest.mark.ray
+
+
+def small(shards: str) -> Run:
+    run = smoke()
+    plan = dataclasses.replace(run.plan, batch=2, bn_group=2, epochs=6, lr_steps=(0, 2, 4), lr=0.02)
+    return dataclasses.replace(
+        run,
+        plan=plan,
+        data=dataclasses.replace(run.data, path=shards),
+        train=dataclasses.replace(run.train, evals=8),
+        feed=dataclasses.replace(run.feed, decoders=1),
+        scale=ScaleSection(workers=1, cpus=1.0, save_every=1000),
+    )
+
+
+SPACE = {"lr": Choice({"own": {"plan.lr": 0.02}, "small": {"plan.lr": 0.002}})}
+
+
+def placement_groups() -> list[str]:
+    return [group["state"] for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+
+
+def test_a_search_ends_trials_in_good_order_leaves_nothing_behind_and_goes_on(shards: str, tmp_path: Path) -> None:
+    out, shown, run = tmp_path / "search", io.StringIO(), small(shards)
+    # any accuracy will do: every trial is ended after its first validation
+    goal = Goal(objective="cost", budget=1.0, target=0.01)
+    settings = SearchSettings(space="lr", trials=3, goal=goal, concurrent=2, out=out)
+    best = search(run, SPACE, settings, console=Console(file=shown, width=120))
+    assert placement_groups() == []
+    trials = json.loads((out / "trials.json").read_text())
+    assert len(trials) == 3
+    assert {"own"} <= {trial["point"]["lr"] for trial in trials} <= {"own", "small"}
+    assert [trial["state"] for trial in trials] == ["stopped"] * 3
+    assert all(trial["scores"][-1]["cost"] < 1.0 for trial in trials)
+    assert max(trial["value"] for trial in trials) == goal.value(best.scores) == -best.scores[0].cost
+    assert (out / PICTURE).read_bytes()[:4] == b"\x89PNG"
+    tuned = Run.from_json(json.loads((out / BEST).read_text()))
+    assert (tuned.name, tuned.storage, tuned.data) == ("smoke_tuned", run.storage, run.data)
+    assert tuned.plan == dataclasses.replace(run.plan, lr=0.02 if best.point["lr"] == "own" else 0.002)
+    assert "3 trials; the best is" in shown.getvalue()
+    # the same command again trains nothing anew
+    records = {path: path.stat().st_size for path in (out / "trials").glob("*/metrics.jsonl")}
+    assert search(run, SPACE, settings, console=Console(file=io.StringIO())) == best
+    assert {path: path.stat().st_size for path in (out / "trials").glob("*/metrics.jsonl")} == records
+    with pytest.raises(ConfigError, match="holds another search"):
+        search(run, SPACE, dataclasses.replace(settings, trials=4))
