@@ -235,6 +235,24 @@ def test_lists_of_a_bucket_are_read(s3: S3Server, tmp_path: Path) -> None:
     )
 
 
+def test_published_lists_here_or_there_name_videos_of_a_bucket(s3: S3Server, tmp_path: Path) -> None:
+    write_tree(tmp_path / "ucf" / "UCF-101", {"Jump": 2, "Run": 2}, frames=2)
+    lists = tmp_path / "ucf" / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Jump\n2 Run\n")
+    (lists / "trainlist01.txt").write_text("Jump/0.avi 1\nRun/0.avi 2\n")
+    (lists / "testlist01.txt").write_text("Jump/1.avi\nRun/1.avi\n")
+    s3.upload(tmp_path / "ucf", "published")
+    there = read_annotations(s3.address("bucket/published"))
+    assert there.samples == read_annotations(str(tmp_path / "ucf")).samples and there.root == "s3://bucket/published"
+    assert there.classes == ("Jump", "Run") and all(there.remote_bytes.values())
+    here = read_annotations(str(lists), videos=s3.address("bucket/published/UCF-101"))
+    assert [sample.path for sample in here.samples] == ["Jump/0.mp4", "Run/0.mp4", "Jump/1.mp4", "Run/1.mp4"]
+    assert here.root == "s3://bucket/published/UCF-101" and len(here.remote_bytes) == 4
+    with pytest.raises(DataError, match="data.videos = .*is no folder"):
+        read_annotations(str(lists), videos=s3.address("bucket/none"))
+
+
 def test_the_command_line_reads_it(s3: S3Server, remote: ShardSet) -> None:
     prefix = test_the_command_line_reads_it.__name__
     environment = {
