@@ -3,6 +3,7 @@
     Kinetics        train.csv, val.csv: label,youtube_id,time_start,time_end,split; videos ID_000010_000020.mp4
     Something v2    something-something-v2-train.json, -validation.json and -labels.json (or without the prefix); videos ID.webm
     Charades        Charades_v1_train.csv, Charades_v1_test.csv, Charades_v1_classes.txt; videos ID.mp4, several classes each
+                    or PySlowFast's frame lists, train.csv and val.csv: original_vido_id video_id frame_id path labels, 24 frames a second
     UCF101          classInd.txt, trainlist01.txt, testlist01.txt; videos Class/v_Class_g01_c01.avi
     HMDB51          class_test_split1.txt of each class; videos class/name.avi
 
@@ -12,10 +13,12 @@ The lists lie in the source's folder or in one right below it, or one of them is
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mgray.data.files import Files
@@ -26,6 +29,8 @@ _KINETICS = frozenset({"label", "youtube_id", "time_start", "time_end"})
 _KINETICS_SIDES = re.compile(r"(?:.*[_-])?(train|val|valid|validate|validation|test)\.csv", re.IGNORECASE)
 _CHARADES = re.compile(r"Charades_v1_(train|test)\.csv")
 _SOMETHING = re.compile(r"((?:.*-)?)(train|validation|labels)\.json")
+_FRAMES_HEAD = "original_vido_id "
+_FRAMES_PER_S = 24.0
 _UCF = re.compile(r"(train|test)list(\d+)\.txt")
 _HMDB = re.compile(r"(.+)_test_split(\d)\.txt")
 _HEAD_BYTES = 4096
@@ -57,6 +62,8 @@ def _of_folder(files: Files, folder: str) -> Listing | None:
     for prefix in sorted(prefixes):
         if f"{prefix}train.json" in names:
             return _something(files, folder, prefix, names)
+    if {"train.csv", "val.csv"} <= {*names} and _is_frame_list(files, os.path.join(folder, "train.csv")):
+        return _charades_frames(files, folder, names)
     if "classInd.txt" in names and "trainlist01.txt" in names:
         return _ucf(files, folder, "01")
     if any((match := _HMDB.fullmatch(name)) and match[2] == "1" for name in names):
@@ -80,14 +87,23 @@ def _of_file(files: Files, folder: str, name: str) -> Listing | None:
         return _ucf(files, folder, match[2])
     if (match := _HMDB.fullmatch(name)) is not None:
         return _hmdb(files, folder, names, match[2])
+    if name in ("train.csv", "val.csv") and _is_frame_list(files, os.path.join(folder, name)):
+        return _charades_frames(files, folder, names)
     if name.lower().endswith(".csv") and _is_kinetics(files, os.path.join(folder, name)):
         return _kinetics(files, folder, [name])
     return None
 
 
 def _is_kinetics(files: Files, path: str) -> bool:
-    head = files.read(path)[:_HEAD_BYTES].decode("utf-8-sig", errors="replace").split("\n", 1)[0]
-    return {name.strip().lower() for name in head.split(",")} >= _KINETICS
+    return {name.strip().lower() for name in _head(files, path).split(",")} >= _KINETICS
+
+
+def _is_frame_list(files: Files, path: str) -> bool:
+    return _head(files, path).startswith(_FRAMES_HEAD)
+
+
+def _head(files: Files, path: str) -> str:
+    return files.read(path)[:_HEAD_BYTES].decode("utf-8-sig", errors="replace").split("\n", 1)[0]
 
 
 def _kinetics(files: Files, folder: str, names: list[str]) -> Listing:
@@ -134,6 +150,60 @@ def _charades(files: Files, folder: str, names: list[str]) -> Listing:
             actions = tuple(_action(path, line, text, codes) for text in row["actions"].split(";") if text.strip())
             entries.append(Entry(row["id"], "", split, row.get("subject") or row["id"], f"{name} line {line}", actions))
     return Listing(form=form, entries=tuple(entries), classes=tuple(codes.values()), multi_label=True)
+
+
+def _charades_frames(files: Files, folder: str, names: list[str]) -> Listing:
+    """The lists of frames that PySlowFast trains on: each frame's classes become the actions of its video."""
+    form = "Charades frame lists (original_vido_id video_id frame_id path labels)"
+    entries, highest = [], 0
+    for name in ("train.csv", "val.csv"):
+        path = os.path.join(folder, name)
+        shown: dict[str, list[tuple[int, ...]]] = {}
+        places: dict[str, int] = {}
+        for line, text in itertools.islice(_lines(files, path, form), 1, None):
+            fields = text.split()
+            try:
+                video, frame, labels = fields[0], int(fields[2]), fields[4].replace('"', "")
+                classes = tuple(int(label) for label in labels.split(",") if label)
+            except (ValueError, IndexError):
+                raise _malformed(
+                    path, line, f"is {text!r}", 'write e.g. 46GP8 0 0 46GP8/46GP8-000001.jpg "92,147"'
+                ) from None
+            frames = shown.setdefault(video, [])
+            places.setdefault(video, line)
+            if frame != len(frames):
+                raise _malformed(
+                    path, line, f"has frame {frame} of {video}", f"list its frames in order, here {len(frames)}"
+                )
+            frames.append(classes)
+            highest = max(highest, *classes, 0)
+        split = SPLIT_NAMES[name.removesuffix(".csv")]
+        entries += [
+            Entry(video, "", split, video, f"{name} line {places[video]}", _runs(frames))
+            for video, frames in shown.items()
+        ]
+    titles = tuple(str(number) for number in range(highest + 1))
+    if "Charades_v1_classes.txt" in names:
+        lines = _lines(files, os.path.join(folder, "Charades_v1_classes.txt"), form)
+        known = tuple(text.partition(" ")[2] for _, text in lines)
+        numbered = {str(number): title for number, title in enumerate(known)}
+        entries = [
+            replace(entry, actions=tuple(replace(a, name=numbered.get(a.name, a.name)) for a in entry.actions))
+            for entry in entries
+        ]
+        titles = known + titles[len(known) :]
+    return Listing(form=form, entries=tuple(entries), classes=titles, multi_label=True)
+
+
+def _runs(frames: list[tuple[int, ...]]) -> tuple[NamedAction, ...]:
+    """The runs of frames that show a class, from the first frame's time to the last one's."""
+    actions = []
+    for label in sorted({label for classes in frames for label in classes}):
+        numbers = [number for number, classes in enumerate(frames) if label in classes]
+        for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+            members = [number for _, number in run]
+            actions.append(NamedAction(str(label), members[0] / _FRAMES_PER_S, members[-1] / _FRAMES_PER_S))
+    return tuple(actions)
 
 
 def _action(path: str, line: int, text: str, codes: Mapping[str, str]) -> NamedAction:

@@ -249,7 +249,7 @@ def test_published_lists_here_or_there_name_videos_of_a_bucket(s3: S3Server, tmp
     here = read_annotations(str(lists), videos=s3.address("bucket/published/UCF-101"))
     assert [sample.path for sample in here.samples] == ["Jump/0.mp4", "Run/0.mp4", "Jump/1.mp4", "Run/1.mp4"]
     assert here.root == "s3://bucket/published/UCF-101" and len(here.remote_bytes) == 4
-    with pytest.raises(DataError, match="data.videos = .*is no folder"):
+    with pytest.raises(DataError, match=r"data\.videos = .*is no folder"):
         read_annotations(str(lists), videos=s3.address("bucket/none"))
 
 

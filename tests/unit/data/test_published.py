@@ -200,6 +200,35 @@ def test_charades_refusals(tmp_path):
     assert "Charades_v1_classes.txt" in refusal(str(tmp_path))
 
 
+FRAMES_HEAD = "original_vido_id video_id frame_id path labels\n"
+
+
+def frame_lists(root: Path, last: str = '46GP8 0 4 46GP8/46GP8-000005.jpg "1"') -> None:
+    labels = ('""', '"0,1"', '"1"', '""')
+    train = "".join(f"46GP8 0 {i} 46GP8/46GP8-{i + 1:06d}.jpg {text}\n" for i, text in enumerate(labels))
+    write(root / "lists/train.csv", FRAMES_HEAD + train + last + "\n")
+    write(root / "lists/val.csv", FRAMES_HEAD + 'YSKX3 1 0 YSKX3/YSKX3-000001.jpg "1"\n')
+    touch(root, "Charades_v1_480/46GP8.mp4", "Charades_v1_480/YSKX3.mp4")
+
+
+def test_charades_frame_lists_of_pyslowfast(tmp_path):
+    frame_lists(tmp_path)
+    found = read_annotations(str(tmp_path))
+    assert found.multi_label and found.classes == ("0", "1")
+    train, val = found.samples
+    assert [(a.label, a.start_s, a.end_s) for a in train.actions] == [
+        (0, 1 / 24, 1 / 24), (1, 1 / 24, 2 / 24), (1, 4 / 24, 4 / 24),
+    ]  # fmt: skip
+    assert val.path == "Charades_v1_480/YSKX3.mp4" and val.actions == (Action(label=1, start_s=0.0, end_s=0.0),)
+    write(tmp_path / "lists/Charades_v1_classes.txt", "c000 Sitting down\nc001 Standing up\nc002 Cooking\n")
+    named = read_annotations(str(tmp_path / "lists/val.csv"), videos=str(tmp_path))
+    assert named.classes == ("Sitting down", "Standing up", "Cooking") and named.samples == found.samples
+    frame_lists(tmp_path, last="46GP8 0 9 46GP8/46GP8-000010.jpg ")
+    assert "line 6 is '46GP8 0 9 46GP8/46GP8-000010.jpg'" in refusal(str(tmp_path))
+    frame_lists(tmp_path, last='46GP8 0 9 46GP8/46GP8-000010.jpg "1"')
+    assert "line 6 has frame 9 of 46GP8; list its frames in order, here 4" in refusal(str(tmp_path))
+
+
 def ucf(root: Path, train: str = "", split: str = "01") -> None:
     write(root / "ucfTrainTestlist/classInd.txt", "1 ApplyEyeMakeup\n2 YoYo\n")
     train = train or "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\nYoYo/v_YoYo_g25_c05.avi 2\n"
