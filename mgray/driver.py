@@ -32,7 +32,7 @@ class ScheduleDriver:
         self._taken: set[str] = set()
         self._refused: dict[str, ConfigError] = {}
         self._wanted = 0
-        self._leave = ""
+        self._leave, self._leave_at = "", 0
         self._left = ""
         self._leaving_nodes: tuple[str, ...] = ()
         self._progress: dict[str, Any] = {}
@@ -60,7 +60,7 @@ class ScheduleDriver:
         """Workers stand before `step`: requests become amendments from there on, or orders to save or leave."""
         self._state = self._state.newer(state)
         self._next_step = step
-        save_at = leave_at = None
+        save_at = None
         for request in self._pending.values():
             try:
                 request.check(self._plan, self._state, step)
@@ -71,14 +71,13 @@ class ScheduleDriver:
             if request.kind == "checkpoint":
                 save_at = at if save_at is None else min(at, save_at)
             elif request.kind == "stop" or request.kind == "resize":
-                leave_at, self._leave = at, request.kind
+                self._leave_at, self._leave = at, request.kind
                 self._wanted = int(request.value) if request.kind == "resize" else self._wanted
             else:
                 self._state = self._state.amended(Amendment(request.kind, at, request.value, request.key), step)
             self._taken.add(request.key)
         self._pending.clear()
-        if self._leave and leave_at is None:
-            leave_at = step  # an attempt that was told so ended some other way
+        leave_at = max(self._leave_at, step) if self._leave else None
         return Orders(self._state, save_at, leave_at, self._leave)
 
     async def show(self, progress: dict[str, Any], state: ScheduleState, step: int) -> bool:

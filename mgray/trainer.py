@@ -116,12 +116,12 @@ def _absolute(run: Run) -> Run:
 @contextlib.contextmanager
 def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
     """Ray for as long as the context lasts: the one that runs, the cluster of `scale.address`, or a local one."""
-    if ray.is_initialized():
-        yield
-        return
     # a report waits until the controller has polled the one before
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        yield
+        return
     options: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if run.scale.address or os.environ.get("RAY_ADDRESS"):
         options["address"] = run.scale.address or None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mgray.errors import ConfigError
 
 SQRT_HALF = 2.0**-0.5
-NEWER_FIELDS = ("cycles", "final_share", "scale_rule", "batch_policy")
+NEWER_FIELDS = ("cycles", "final_share", "scale_rule", "batch_policy", "adaptive", "adaptive_gain")
 """Fields that digests leave out at their defaults: runs from before them go on."""
 
 
@@ -89,6 +89,11 @@ class PlanSpec:
     warmup_start_lr: float = 0.01
     """Learning rate at the first step of the warm-up."""
 
+    adaptive: Literal["off", "plateau"] = "off"
+    """plateau: a phase ends early when its loss has stopped falling, and what that saves goes to the later phases; never past the planned cost."""
+    adaptive_gain: float = 0.01
+    """plateau: share of the loss that has to go with each 1 % of the run's cost for a phase to go on."""
+
     bn_group: int = 8
     """Clips that share batch-norm statistics at a phase's base shape."""
 
@@ -109,7 +114,7 @@ class PlanSpec:
         for name in ("epoch_factor", "lr", "gamma"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, value, "must be positive", "give a number above 0")
-        for name in ("warmup_epochs", "warmup_start_lr", "cosine_end_lr"):
+        for name in ("warmup_epochs", "warmup_start_lr", "cosine_end_lr", "adaptive_gain"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, value, "must not be negative", "give 0 or more")
         _require(

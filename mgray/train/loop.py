@@ -31,6 +31,7 @@ from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
 from mgray.plan import Plan, Step, eval_steps, progress_at, sample_at
+from mgray.plan.adaptive import is_due, is_flat
 from mgray.plan.state import Amendment, ScheduleState, segments_of
 from mgray.train.average import WeightAverage
 from mgray.train.checkpoint import (
@@ -45,7 +46,7 @@ from mgray.train.checkpoint import (
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.memory import MICRO_BATCHES, GroupsAtOnce, memory_key
-from mgray.train.metrics import MetricsWriter, quarantined
+from mgray.train.metrics import MetricsWriter, losses_of, quarantined
 from mgray.train.optimizer import build_optimizer
 from mgray.train.quarantine import Finding, Quarantine
 from mgray.train.session import Session
@@ -121,7 +122,11 @@ class Loop:
         self._leave = ""
         self._leaving_nodes: tuple[str, ...] = ()
         self._flush_steps = 1
+        self._version = 0
+        """Of the schedule that `plan` is of."""
         self._validated = -1
+        self._losses: list[float] = []
+        """Of the steps of this phase, on rank 0."""
         self._done: list[_Done] = []
         self._initial = ""
         self._shown: dict[str, Any] = {}
@@ -205,13 +210,16 @@ class Loop:
             self._done.append(_Done(step, sums, now - started, waited, self._train_s))
             evaluating = self.step in self._evals
             saving = self.step - self._saved[0] >= self.run.scale.save_every or self.step == self._save_at
-            ending = self.step == self._end() or self.plan.phase_of(self.step).index != phase
+            adapting = is_due(self.plan, self.step)
+            ending = adapting or self.step == self._end() or self.plan.phase_of(self.step).index != phase
             signal = Signal(0)
             if evaluating or saving or ending or len(self._done) >= self._flush_steps:
                 signal = self._flush()
             if evaluating:
                 self._validate()
-            if signal & Signal.NEWS:
+            if adapting:
+                self._adapt()
+            if signal & Signal.NEWS or adapting:
                 self._take_orders()
                 saving = saving or self.step == self._save_at
             if signal & Signal.NOTICE and (nodes := self.session.leaving_nodes()):
@@ -220,22 +228,31 @@ class Loop:
                 self._save(wait=self.step >= self._end())
             started = time.perf_counter() if evaluating or saving or signal else now
 
+    def _adapt(self) -> None:
+        """End the phase before this step if its loss is flat; rank 0 decides, all learn it from the driver."""
+        phase = self.plan.phase_of(self.step)
+        if self.session.rank == 0 and is_flat(self.plan, phase, self._losses[-(self.step - phase.first_step) :]):
+            self.schedule = self.schedule.amended(Amendment("advance", self.step, 1.0))
+
     def _take_orders(self) -> None:
         """Ask the driver, all ranks before the same step, and take up what it says."""
         orders = self.session.sync(self.schedule, self.step)
-        self._save_at, self._leave_at, self._leave = orders.save_at, orders.leave_at, orders.leave
-        if self._save_at is not None and self._save_at <= self.step:
-            self._save_at = self.step
-        for amendment in orders.state.amendments[self.schedule.version :]:
+        self._save_at = self._save_at if orders.save_at is None else orders.save_at
+        self._leave_at, self._leave = orders.leave_at, orders.leave
+        for amendment in orders.state.amendments[self._version :]:
             value = f" {amendment.value:g}" if amendment.value else ""
             self._event("amend", f"{amendment.kind}{value} from step {amendment.from_step}")
-        self.schedule = orders.state
+        self.schedule, self._version = orders.state, orders.state.version
         self.plan = self.schedule.plan(self.base)
         self._evals = frozenset(eval_steps(self.plan, self.run.train.evals))
         if self._records is not None and self.schedule.version:
             write_schedule(self.folder, self.schedule, self.plan)
 
     def _enter(self, step: Step) -> int:
+        first = self.plan.phases[step.phase].first_step
+        self._losses = []
+        if self.plan.spec.adaptive != "off" and step.index > first and self.session.rank == 0:
+            self._losses = losses_of(self.folder, range(first, step.index))
         self._event("phase", f"phase {step.phase}: {step.shape}")
         started = time.perf_counter()
         for shape in dict.fromkeys(self.plan.phases[step.phase].batches):
@@ -282,6 +299,7 @@ class Loop:
             self._set_apart(*self._quarantine.gather())
         for done, (loss, right, checksum, _) in zip(self._done, sums.tolist(), strict=True):
             clips = done.step.shape.clips
+            self._losses.append(loss / clips)
             if not math.isfinite(loss):
                 raise TrainingError(
                     "loss", loss, f"is not finite at step {done.step.index} (videos {self._videos(done.step)})",
@@ -408,6 +426,7 @@ class Loop:
         self.step = meta.step
         self._saved = (meta.step, meta.schedule)
         self._validated = meta.step  # before it was saved
+        self._version = self.schedule.version
         self._train_s = meta.train_s
 
     def _event(self, event: str, detail: str = "") -> None:

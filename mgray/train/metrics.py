@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -79,6 +80,23 @@ def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, 2)
         return file.read(1) == b"\n"
+
+
+def losses_of(folder: Path, steps: range) -> list[float]:
+    """Recorded losses of some consecutive steps, as they were last trained; those that are missing end the list."""
+    found: dict[int, float] = {}
+    path = folder / METRICS
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if '"kind": "step"' in line:
+                    try:
+                        record = json.loads(line)
+                    except ValueError:
+                        continue  # cut off by a kill
+                    if record["step"] in steps:
+                        found[record["step"]] = float(record["loss"])
+    return [found[step] for step in itertools.takewhile(found.__contains__, steps)]
 
 
 def next_attempt(folder: Path) -> int:

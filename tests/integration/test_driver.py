@@ -82,6 +82,10 @@ def test_orders_to_save_stop_and_resize() -> None:
     assert told(driver, STATE, 6) == Orders(STATE, save_at=8)
     asyncio.run(driver.request(Request("b", "resize", 3)))
     assert told(driver, STATE, 7) == Orders(STATE, leave_at=7, leave="resize")
+    asyncio.run(driver.request(Request("c", "resize", 3, 12)))
+    for step in (8, 9):  # it is told again, and only then is it time
+        assert told(driver, STATE, step) == Orders(STATE, leave_at=12, leave="resize")
+    asyncio.run(driver.request(Request("d", "resize", 3)))
     # an attempt that died before it could leave: the next is told again
     assert told(driver, STATE, 7) == Orders(STATE, leave_at=7, leave="resize")
     asyncio.run(driver.leave("resize", ()))

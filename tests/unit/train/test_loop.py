@@ -18,7 +18,7 @@ from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSect
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource
 from mgray.errors import CheckpointError, DataError, TrainingError
-from mgray.plan import Plan, PlanSpec, sample_at
+from mgray.plan import Plan, PlanSpec, adaptive, sample_at
 from mgray.plan.state import Amendment, Orders, ScheduleState
 from mgray.train import loop as loop_module
 from mgray.train.checkpoint import read_meta
@@ -226,6 +226,28 @@ def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: 
     Loop(RUN, LocalSession(halved), shards, halved, 1).train()
     assert outcome(halved)[0] == outcome(whole)[0]
     assert json.loads((halved / "plan.json").read_text())["totals"]["num_steps"] == plan.num_steps
+
+
+def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run, stopped in the middle of a phase and resumed, ends it at the same step."""
+    monkeypatch.setattr(adaptive, "MIN_WINDOW", 2)
+    spec = dataclasses.replace(PLAN.spec, epochs=60, lr_steps=(0, 50), adaptive="plateau", adaptive_gain=1.0)
+    run = dataclasses.replace(RUN, plan=spec, train=dataclasses.replace(RUN.train, evals=1))
+    plan = Plan.compile(spec, PLAN.num_samples)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    Loop(run, LocalSession(whole), shards, whole, 0).train()
+    amendments = json.loads((whole / "schedule.json").read_text())["amendments"]
+    assert amendments and all(kind == "advance" and value == 1.0 for kind, _, value, _ in amendments)
+    amended = ScheduleState.from_json(json.loads((whole / "schedule.json").read_text())).plan(plan)
+    assert amended.voxels <= plan.voxels
+    steps = outcome(whole)[0]
+    assert list(steps) == list(range(amended.num_steps))
+    at = amendments[0][1] - 1
+    session = Told(halved, orders={0: Orders(ScheduleState(plan.digest()), leave_at=at, leave="stop")})
+    assert Loop(run, session, shards, halved, 0).train() == "stop"
+    Loop(run, LocalSession(halved), shards, halved, 1).train()
+    assert json.loads((halved / "schedule.json").read_text())["amendments"] == amendments
+    assert outcome(halved)[0] == steps
 
 
 def test_a_checkpoint_is_saved_where_it_is_asked_for(shards: ShardSet, tmp_path: Path) -> None:

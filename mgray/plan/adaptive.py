@@ -1,0 +1,48 @@
+"""Adaptive cycles: a phase whose loss has stopped falling is ended, and what it saves goes to the later phases.
+
+The rule is a pure function of the plan and of the losses of the phase's steps, looked at after fixed steps only: the same losses end the same
+phases, on any number of workers and after any resumption. Each end is an amendment of the schedule (`advance` with everything given).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mgray.plan.phase import Phase
+from mgray.plan.plan import Plan
+
+WINDOW_SHARE = 0.2
+"""Of a phase's steps: two such windows, one after the other, are compared."""
+MIN_WINDOW = 12
+"""Fewest steps of a window."""
+
+
+def window_of(phase: Phase) -> int:
+    """Steps of a window: whole turns of the short cycle, whose crops differ in their losses."""
+    turn = len(phase.batches)
+    steps = max(MIN_WINDOW, round(WINDOW_SHARE * phase.num_steps))
+    return -(-steps // turn) * turn
+
+
+def is_due(plan: Plan, step: int) -> bool:
+    """Whether the phase that step `step - 1` belongs to is looked at before `step`: after each window but the first, never in the last phase."""
+    if plan.spec.adaptive == "off" or not 0 < step < plan.num_steps:
+        return False
+    phase = plan.phase_of(step)
+    done = step - phase.first_step
+    window = window_of(phase)
+    return phase.index < len(plan.phases) - 1 and done >= 2 * window and done % window == 0
+
+
+def is_flat(plan: Plan, phase: Phase, losses: Sequence[float]) -> bool:
+    """Whether going on with a phase is not worth its cost.
+
+    Args:
+        losses: mean loss of each of the phase's steps so far.
+    """
+    window = window_of(phase)
+    if len(losses) < 2 * window:
+        return False
+    before, last = (sum(part) / window for part in (losses[-2 * window : -window], losses[-window:]))
+    cost = window * phase.voxels / phase.num_steps / plan.voxels
+    return before - last < plan.spec.adaptive_gain * 100 * cost * before
