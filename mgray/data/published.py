@@ -159,7 +159,7 @@ def _charades_frames(files: Files, folder: str, names: list[str]) -> Listing:
     for name in ("train.csv", "val.csv"):
         path = os.path.join(folder, name)
         shown: dict[str, list[tuple[int, ...]]] = {}
-        places: dict[str, int] = {}
+        places: dict[str, tuple[int, int]] = {}
         for line, text in itertools.islice(_lines(files, path, form), 1, None):
             fields = text.split()
             try:
@@ -170,16 +170,16 @@ def _charades_frames(files: Files, folder: str, names: list[str]) -> Listing:
                     path, line, f"is {text!r}", 'write e.g. 46GP8 0 0 46GP8/46GP8-000001.jpg "92,147"'
                 ) from None
             frames = shown.setdefault(video, [])
-            places.setdefault(video, line)
-            if frame != len(frames):
+            first = places.setdefault(video, (line, frame))[1]
+            if frame != first + len(frames):
                 raise _malformed(
-                    path, line, f"has frame {frame} of {video}", f"list its frames in order, here {len(frames)}"
+                    path, line, f"has frame {frame} of {video}", f"list its frames in order, here {first + len(frames)}"
                 )
             frames.append(classes)
             highest = max(highest, *classes, 0)
         split = SPLIT_NAMES[name.removesuffix(".csv")]
         entries += [
-            Entry(video, "", split, video, f"{name} line {places[video]}", _runs(frames))
+            Entry(video, "", split, video, f"{name} line {places[video][0]}", _runs(frames))
             for video, frames in shown.items()
         ]
     titles = tuple(str(number) for number in range(highest + 1))
