@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mgray.cli.audit import AUDIT
 from mgray.cli.bench import BENCH
 from mgray.cli.convert import CONVERT
 from mgray.cli.ctl import CTL
@@ -24,7 +25,7 @@ from mgray.errors import ConfigError, MgrayError
 
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (PLAN, INGEST, SHARDS, TRAIN, CTL, EVAL, PREDICT, CONVERT, REPORT, BENCH, TUNE, DEMO)
+    for command in (PLAN, INGEST, SHARDS, TRAIN, CTL, EVAL, PREDICT, CONVERT, REPORT, AUDIT, BENCH, TUNE, DEMO)
 }
 
 

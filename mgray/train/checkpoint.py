@@ -43,6 +43,8 @@ class CheckpointMeta:
     """Number of the attempt that wrote it; each start of the workers is one."""
     multi_label: bool = False
     """Whether videos have several classes, so that scores are a sigmoid's."""
+    ledger: str = ""
+    """Digest of the run's ledger after `step` records, in hex; empty where the run began without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def write_checkpoint(folder: Path, meta: CheckpointMeta, snapshot: Snapshot) -> 
         "train_s": meta.train_s,
         "attempt": meta.attempt,
         "multi_label": meta.multi_label,
+        "ledger": meta.ledger,
         "sha256": _digest(tensors),
     }
     (folder / META).write_text(json.dumps(content))
@@ -158,6 +161,7 @@ def read_meta(folder: Path) -> CheckpointMeta:
             train_s=content["train_s"],
             attempt=content["attempt"],
             multi_label=content.get("multi_label", False),
+            ledger=content.get("ledger", ""),
         )
         whole = (folder / TENSORS).is_file() and _digest(folder / TENSORS) == content["sha256"]
     except (ValueError, KeyError, TypeError) as error:

@@ -27,6 +27,7 @@ from mgray.config import Run
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, ClipSource, TrainSource
 from mgray.errors import CheckpointError, TrainingError
+from mgray.ledger import LedgerWriter, words_of
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
@@ -130,8 +131,10 @@ class Loop:
         self._done: list[_Done] = []
         self._initial = ""
         self._shown: dict[str, Any] = {}
+        self._chain = 0
         self._load()
         self._records = MetricsWriter(folder, attempt) if session.rank == 0 else None
+        self._ledger = LedgerWriter(folder, attempt, self.step, self._chain) if session.rank == 0 else None
         known = quarantined(folder) if session.rank == 0 else {}
         self._quarantine = Quarantine(session, shards, run.data.max_broken, known)
         self._evals = frozenset(eval_steps(self.plan, run.train.evals))
@@ -170,6 +173,8 @@ class Loop:
         self.session.finish_saving()
         if self._records is not None:
             self._records.close()
+        if self._ledger is not None:
+            self._ledger.close()
         return self._leave
 
     def source(self) -> ClipSource:
@@ -296,8 +301,11 @@ class Loop:
             sums, signal, steps = sums[:-1], Signal(int(signal_word)), int(steps_word)
         self._flush_steps = steps
         if sums[:, 3].any():
-            self._set_apart(*self._quarantine.gather())
-        for done, (loss, right, checksum, _) in zip(self._done, sums.tolist(), strict=True):
+            findings, fresh = self._quarantine.gather()
+            if self._ledger is not None:
+                self._ledger.faults((f.step, f.position, f.sample, f.substitute) for f in findings)
+            self._set_apart(fresh)
+        for done, (loss, right, checksum, num_faults) in zip(self._done, sums.tolist(), strict=True):
             clips = done.step.shape.clips
             self._losses.append(loss / clips)
             if not math.isfinite(loss):
@@ -309,6 +317,12 @@ class Loop:
                 self._records.step(
                     done.step, loss=loss / clips, top1=right / clips, checksum=int(checksum), step_s=done.step_s, wait_s=done.wait_s, train_s=done.train_s
                 )  # fmt: skip
+            if self._ledger is not None:
+                self._ledger.append(
+                    done.step, version=self.schedule.version, world_size=self.session.world_size, checksum=int(checksum), substituted=int(num_faults)
+                )  # fmt: skip
+        if self._ledger is not None:
+            self._ledger.flush()
         if self._records is not None:
             self._records.flush()
             self._show(sums)
@@ -334,7 +348,7 @@ class Loop:
         mean_s = sum(done.step_s for done in self._done) / len(self._done)
         return max(1, min(FLUSH_STEPS, int(FLUSH_S / max(mean_s, 1e-9))))
 
-    def _set_apart(self, findings: list[Finding], fresh: list[Finding]) -> None:
+    def _set_apart(self, fresh: list[Finding]) -> None:
         """Record videos that are broken, and stop where they are too many."""
         for found in fresh if self._records is not None else ():
             assert self._records is not None
@@ -375,7 +389,7 @@ class Loop:
                 precise_bn(self.worker, self.session, self.run, self.shards, self.step, note)
             note = functools.partial(self._quarantine.note, "val", self.step)
             scores = evaluate(self.worker, self.session, validation_source(self.run, self.shards), note)
-            self._set_apart(*self._quarantine.exchange())
+            self._set_apart(self._quarantine.exchange()[1])
         if self._records is not None:
             epoch = self.plan.step_at(self.step - 1).epoch
             self._records.validation(
@@ -399,6 +413,7 @@ class Loop:
             train_s=self._train_s,
             attempt=self.attempt,
             multi_label=self.shards.multi_label,
+            ledger="" if self._ledger is None else f"{self._ledger.sync():016x}",
         )
         if self._records is not None:
             self.session.finish_saving()
@@ -427,6 +442,7 @@ class Loop:
         self._saved = (meta.step, meta.schedule)
         self._validated = meta.step  # before it was saved
         self._version = self.schedule.version
+        self._chain = int(meta.ledger or "0", 16)
         self._train_s = meta.train_s
 
     def _event(self, event: str, detail: str = "") -> None:
@@ -458,9 +474,7 @@ def check_checkpoint(meta: CheckpointMeta, run: Run, shards: ShardSet, folder: P
 
 def clip_checksum(block: Block) -> int:
     """A sum over clips of 30 bits of each (position, sample) pair: the same whatever the order, exact in a float64."""
-    word = block.positions_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + block.samples_N.astype(np.uint64)
-    word = (word ^ (word >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    return int((word >> np.uint64(34)).sum())
+    return int(words_of(block.positions_N, block.samples_N).sum())
 
 
 def _clip_keys(block: Block | None, seed: int) -> Tensor:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from mgray.audit import audit
 from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block
@@ -70,6 +71,13 @@ def assert_same(ours: RunRecords, theirs: RunRecords) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def assert_audited(records: RunRecords) -> None:
+    """The ledger of all attempts proves that the whole plan was trained on, each position once."""
+    found = audit(records.path)
+    assert (found.failure, found.steps) == (None, found.planned_steps)
+    assert found.checkpoints >= 1 and found.attempts >= 2 and found.repeated_steps == records.num_repeated
 
 
 def checksums(folder: Path) -> dict[int, int]:
@@ -127,6 +135,7 @@ def test_a_killed_worker_loses_nothing(undisturbed: RunRecords, shards: str, tmp
     records = read_run(result.folder)
     assert {event.event for event in records.events} >= {"start", "resume", "finish"}
     assert_same(records, undisturbed)
+    assert_audited(records)
 
 
 def test_kill_everything_and_run_the_same_command_again(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
@@ -144,6 +153,7 @@ def test_kill_everything_and_run_the_same_command_again(undisturbed: RunRecords,
     records = read_run(tmp_path / "again")
     assert {event.event for event in records.events} >= {"start", "resume", "finish"}
     assert_same(records, undisturbed)
+    assert_audited(records)
 
 
 def wait_for_step(folder: Path, step: int) -> None:

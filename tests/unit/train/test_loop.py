@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from mgray.audit import Audit, audit
 from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource
@@ -397,6 +398,30 @@ def test_broken_videos_are_replaced_and_listed(broken: ShardSet, tmp_path: Path)
     source = TrainSource(broken, PLAN, run.train.seed, run.data.fps, run.data.flip)
     for index, (_, checksum) in outcome(tmp_path)[0].items():
         assert clip_checksum(source.block(index, 0, 1)) == checksum
+
+
+def audited(folder: Path, run: Run) -> Audit:
+    """Audit a folder that only the loop has written to."""
+    (folder / "run.json").write_text(json.dumps(run.to_json()))
+    (folder / "data.json").write_text(json.dumps({"num_train": 10}))
+    return audit(folder)
+
+
+def test_every_attempt_is_audited(shards: ShardSet, broken: ShardSet, tmp_path: Path) -> None:
+    """Resumed twice, with and without broken videos."""
+    for name, data, run in (("whole", shards, RUN), ("broken", broken, with_broken(0.2))):
+        folder = tmp_path / name
+        Loop(run, LocalSession(folder, keep=1000), data, folder, 0).train()
+        assert (audited(folder, run).failure, audited(folder, run).checkpoints) == (None, PLAN.num_steps)
+        for attempt, step in ((1, 6), (2, 3)):
+            for later in range(step + 1, PLAN.num_steps + 1):
+                shutil.rmtree(folder / f"checkpoint_{later:09d}", ignore_errors=True)
+            Loop(run, LocalSession(folder, keep=1000), data, folder, attempt).train()
+        found = audited(folder, run)
+        assert (found.failure, found.steps, found.attempts) == (None, PLAN.num_steps, 3)
+        assert found.repeated_steps == PLAN.num_steps - 6 + PLAN.num_steps - 3
+        assert (found.substituted_clips > 0) == (name == "broken")
+        assert found.checkpoints == PLAN.num_steps
 
 
 def test_a_resumed_run_with_broken_videos_is_the_same(broken: ShardSet, tmp_path: Path) -> None:
