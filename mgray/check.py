@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ def check_input(run: Run) -> None:
     """
     check_model(run.model)
     _check_mixing(run)
+    if run.train.compile:
+        _check_compiler()
     if "://" in run.storage:
         raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
     _check_storage(run)
@@ -79,6 +83,21 @@ def _check_smoothing(run: Run, multi_label: bool) -> None:
     if multi_label and run.train.label_smoothing:
         raise ConfigError(
             "train.label_smoothing", run.train.label_smoothing, "does not go with videos of several classes", "leave it out"
+        )  # fmt: skip
+
+
+def _check_compiler() -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            "train.compile", True, f"needs a C++ compiler, and there is no {compiler}",
+            "install one (apt install g++), name it in CXX, or leave --train.compile out",
+        )  # fmt: skip
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").is_file():
+        raise ConfigError(
+            "train.compile", True, f"needs Python's header files, and {headers} has none",
+            "install them (apt install python3-dev), or leave --train.compile out",
         )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ NEWER_FIELDS = {
     "plan": spec.NEWER_FIELDS,
     "data": ("sampling", "jitter"),
     "model": ("init", "slow_frames", "temporal_blocks"),
-    "train": ("ema", "mixup", "cutmix", "optimizer", "betas"),
+    "train": ("ema", "mixup", "cutmix", "optimizer", "betas", "tf32", "compile"),
 }
 """Fields that digests leave out at their defaults: runs from before them go on."""
 
@@ -159,6 +159,10 @@ class TrainSection:
     """Arithmetic of forward and backward; bfloat16 is autocast on GPUs (CPUs keep to float32). float64 is for proofs of equality."""
     channels_last: bool = True
     """Lay tensors out channels last (faster on CPUs and on tensor cores)."""
+    tf32: bool = True
+    """Let GPUs round the factors of float32 products to 10 bits (TF32, several times faster); has no bearing on bfloat16 and float64."""
+    compile: bool = False
+    """torch.compile, one graph for each shape, kept in the storage. Pays on GPUs in runs of hours: a graph takes a minute or so once."""
     micro_groups: int = 0
     """BN groups that are computed at once, with the same result; 0 finds out, for each batch, how many fit in a GPU's memory."""
 

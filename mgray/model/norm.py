@@ -9,6 +9,7 @@ R ranks.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
     groups: BnGroups | None = None
     defer: bool = False
     pending: tuple[BatchStats, ...] = ()
+    compiled_stats: tuple[Tensor, Tensor, int] | None = None
+    """Means, reciprocal deviations and elements of a compiled pass: a graph may write it, but reading `pending` would tie it to one value."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [N, C, T, H, W]; raises ValueError where the groups' sizes do not add up to N."""
@@ -71,6 +74,9 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
         else:
             output, mean_GC, rstd_GC = self._local(input, groups.sizes)
         elements = input[0, 0].numel()
+        if torch.compiler.is_compiling():
+            self.compiled_stats = (mean_GC.detach(), rstd_GC.detach(), elements)
+            return output
         self.pending = (*self.pending, BatchStats(mean_GC.detach(), rstd_GC.detach(), groups.sizes, elements))
         if not self.defer and self.track_running_stats:
             commit_running_stats([self])
@@ -84,17 +90,37 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
             )
             return output, mean_C.unsqueeze(0), rstd_C.unsqueeze(0)
         if torch.compiler.is_compiling():  # a compiler fuses the copies away that _LocalNorm spares
-            parts = [
-                torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0.0, self.eps)
-                for part in torch.split(input, list(sizes))
-            ]
-            return (
-                torch.cat([part[0] for part in parts]),
-                torch.stack([part[1] for part in parts]),
-                torch.stack([part[2] for part in parts]),
-            )
+            return self._fused(input, sizes)
         output, stats_2GC = _LocalNorm.apply(input, self.weight, self.bias, self.eps, sizes)
         return output, stats_2GC[0], stats_2GC[1]
+
+    def _fused(self, input: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """`_local` in few operations: neighbouring groups of one size together, for a graph's length goes by operations."""
+        outputs, means, rstds = [], [], []
+        alike = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
+        for part, (size, count) in zip(torch.split(input, [size * count for size, count in alike]), alike, strict=True):
+            # [G * n, C, T, H, W] -> [G, n, C, T, H, W]
+            x_GnCTHW = _at_least_float32(part).view(count, size, *part.shape[1:])
+            dims = [1, *range(3, x_GnCTHW.dim())]
+            var, mean = torch.var_mean(x_GnCTHW, dims, correction=0, keepdim=True)
+            rstd = (var + self.eps).rsqrt()
+            normal = ((x_GnCTHW - mean) * rstd).flatten(0, 1)
+            if self.weight is not None and self.bias is not None:
+                shape = (1, -1, *[1] * (input.dim() - 2))
+                normal = normal * self.weight.view(shape) + self.bias.view(shape)
+            outputs.append(normal.to(input.dtype))
+            means.append(mean.view(count, -1))
+            rstds.append(rstd.view(count, -1))
+        return torch.cat(outputs), torch.cat(means), torch.cat(rstds)
+
+    def take_compiled_stats(self) -> None:
+        """Move the statistics of a compiled pass to `pending`."""
+        if self.compiled_stats is None:
+            return
+        mean_GC, rstd_GC, elements = self.compiled_stats
+        assert self.groups is not None
+        self.pending = (*self.pending, BatchStats(mean_GC, rstd_GC, self.groups.sizes, elements))
+        self.compiled_stats = None
 
     def _synchronised(self, input: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
         output, mean_C, rstd_C = _SynchronisedNorm.apply(input, self.weight, self.bias, self.eps, process_group)

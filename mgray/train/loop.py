@@ -44,6 +44,7 @@ from mgray.train.checkpoint import (
     write_checkpoint,
     write_schedule,
 )
+from mgray.train.compile import COMPILED, keep_graphs
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.memory import MICRO_BATCHES, GroupsAtOnce, memory_key
@@ -109,6 +110,8 @@ class Loop:
             model = model.double()
         if run.train.channels_last:
             model = channels_last(model)
+        if run.train.compile:
+            keep_graphs(folder.parent / COMPILED)
         memory = GroupsAtOnce(folder / MICRO_BATCHES, memory_key(run, session.device))
         self.worker = Worker(session.prepare(model), session, run.data, run.train, memory)
         self.optimizer = build_optimizer(self.worker.module, run.train)
@@ -205,7 +208,9 @@ class Loop:
         while self.step < self._end() and self.schedule == schedule:
             step = self.plan.step_at(self.step)
             if step.phase != phase:
+                entered = time.perf_counter()
                 phase = self._enter(step)
+                started += time.perf_counter() - entered  # nor is compiling, see the event
             block = next(blocks)
             waited = time.perf_counter() - started
             sums = self._train_on(step, block)
@@ -259,8 +264,8 @@ class Loop:
         if self.plan.spec.adaptive != "off" and step.index > first and self.session.rank == 0:
             self._losses = losses_of(self.folder, range(first, step.index))
         self._event("phase", f"phase {step.phase}: {step.shape}")
-        started = time.perf_counter()
         for shape in dict.fromkeys(self.plan.phases[step.phase].batches):
+            started = time.perf_counter()
             if self.worker.warm_up(shape, step.bn_groups):
                 self._event("warm-up", f"{shape}: {time.perf_counter() - started:.1f} s")
         return step.phase

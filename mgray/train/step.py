@@ -23,6 +23,7 @@ from mgray.errors import TrainingError
 from mgray.model.dropout import set_clip_keys
 from mgray.model.norm import BnGroups, commit_running_stats, grouped_norms, set_groups
 from mgray.plan import BatchShape, Share, share_of
+from mgray.train.compile import compile_model, set_kernels
 from mgray.train.memory import GroupsAtOnce, largest_that_fits
 from mgray.train.mix import Targets, mix_groups
 from mgray.train.optimizer import match_strides
@@ -59,22 +60,38 @@ class Worker:
         cuda = session.device.type == "cuda"
         self._uploads = torch.cuda.Stream(session.device) if cuda else None  # type: ignore[no-untyped-call]
         self._tries_memory = cuda and not train.micro_groups
+        self._norms = list(grouped_norms(self.module))
         self._reducing = False
         """Gradients are on their way to the other ranks, so that this step can no longer be done anew."""
         self._scale_C = 1.0 / (torch.tensor(data.std, dtype=self._dtype, device=session.device) * 255.0)
         self._shift_C = -torch.tensor(data.mean, dtype=self._dtype, device=session.device) * 255.0 * self._scale_C
+        if train.compile:
+            self.module.register_forward_pre_hook(self._normalised)
+            compile_model(self.module)
+        if cuda:
+            set_kernels(train)
 
     def clips(self, block: Block, part: range | None = None) -> Tensor:
         """A block's clips on the device, normalised: [N, C, T, H, W]."""
-        clips_NTHWC = self._uploaded(
-            _tensor(block.clips_NTHWC if part is None else block.clips_NTHWC[part.start : part.stop])
-        )
+        clips_NTHWC = self._bytes(block, part)
         # whole picture rows at once: broadcasting over the three colours alone costs 20 times more on a CPU
         width = clips_NTHWC.shape[3]
         rows = clips_NTHWC.view(-1, 3 * width).to(self._dtype)
         rows.mul_(self._scale_C.repeat(width)).add_(self._shift_C.repeat(width))
         layout = torch.channels_last_3d if self._train.channels_last else torch.contiguous_format
         return rows.view(clips_NTHWC.shape).permute(0, 4, 1, 2, 3).contiguous(memory_format=layout)
+
+    def _bytes(self, block: Block, part: range | None) -> Tensor:
+        """A block's clips on the device: uint8 [N, T, H, W, C]."""
+        return self._uploaded(_tensor(block.clips_NTHWC if part is None else block.clips_NTHWC[part.start : part.stop]))
+
+    def _normalised(self, module: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
+        """A hook before a compiled model: bytes [N, T, H, W, C] become clips [N, C, T, H, W] within its graph."""
+        if inputs[0].dtype != torch.uint8:
+            return None
+        clips_NTHWC = inputs[0].to(self._dtype) * self._scale_C + self._shift_C
+        clips_NCTHW = clips_NTHWC.permute(0, 4, 1, 2, 3)
+        return clips_NCTHW if self._train.channels_last else clips_NCTHW.contiguous()
 
     def _uploaded(self, tensor: Tensor) -> Tensor:
         """The tensor on the device; to a GPU from pinned memory, on a stream beside that of the step before it."""
@@ -87,11 +104,18 @@ class Worker:
         moved.record_stream(computing)
         return moved
 
-    def _logits(self, model: nn.Module, clips_NCTHW: Tensor) -> Tensor:
+    def _logits(self, model: nn.Module, clips_NCTHW: Tensor, *, compiled: bool = False) -> Tensor:
+        """Logits of clips, or of bytes where they go through a compiled graph."""
         # on CPUs torch 2.14 reads uninitialised memory in the gradient of temporal convolutions in bfloat16
         half = self._train.precision == "bfloat16" and self._session.device.type != "cpu"
-        with torch.autocast(self._session.device.type, torch.bfloat16, enabled=half):
+        with (
+            torch.autocast(self._session.device.type, torch.bfloat16, enabled=half),
+            torch.compiler.set_stance("default" if compiled else "force_eager"),
+        ):
             logits: Tensor = model(clips_NCTHW)
+        if compiled:
+            for norm in self._norms:
+                norm.take_compiled_stats()
         return logits.to(self._dtype)
 
     def step(
@@ -133,9 +157,9 @@ class Worker:
             last = number == len(parts) - 1
             with self._gradients_stay_local(not last):
                 set_groups(self.module, part.groups)
-                set_clip_keys(self.module, keys_N[part.clips.start : part.clips.stop])
+                set_clip_keys(self.module, keys_N[part.clips.start : part.clips.stop].to(self._session.device))
                 clips, targets = self._batch(block, part)
-                logits = self._logits(self.model, clips)
+                logits = self._logits(self.model, clips, compiled=self._is_compiled(part))
                 self._reducing = last and self._session.world_size > 1
                 loss = targets.loss(logits, self._train.label_smoothing)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -147,8 +171,8 @@ class Worker:
     def _forget(self) -> None:
         """Drop gradients and batch-norm statistics: those of the step before, or of a try that failed."""
         self.module.zero_grad(set_to_none=True)
-        for norm in grouped_norms(self.module):
-            norm.pending = ()
+        for norm in self._norms:
+            norm.pending, norm.compiled_stats = (), None
 
     def _compute_fewer(
         self, block: Block | None, shape: BatchShape, bn_groups: int, error: torch.OutOfMemoryError
@@ -169,28 +193,35 @@ class Worker:
             raise error
 
     def warm_up(self, shape: BatchShape, bn_groups: int) -> bool:
-        """Find how many BN groups of a batch fit in memory, before its phase begins; False where there is nothing to find.
+        """Find how many BN groups of a batch fit in memory and compile its graph, before its phase begins.
 
         Blank clips go forward and back, and nothing of them remains. Every rank has to take part, and all take the smallest number.
+
+        Returns:
+            False where there was nothing to do.
 
         Raises:
             TrainingError: one group alone does not fit.
         """
-        session = self._session
-        known = self.memory.get(shape, bn_groups, session.world_size)
-        # a group that spans ranks cannot be cut further
-        if not self._tries_memory or known is not None or min(bn_groups, shape.clips) < session.world_size:
+        session, share = self._session, self._share(shape, bn_groups)
+        # a group that spans ranks cannot be cut further, and its collectives are not compiled
+        if min(bn_groups, shape.clips) < session.world_size:
             return False
-        groups = self._share(shape, bn_groups).groups
-        found = torch.tensor(
-            largest_that_fits(lambda at_once: self._fits(shape, bn_groups, at_once), len(groups)), device=session.device
-        )
+        if not self._tries_memory or self.memory.get(shape, bn_groups, session.world_size) is not None:
+            return self._train.compile and self._fits(shape, bn_groups, self._groups_at_once(shape, bn_groups))
+        tried = largest_that_fits(lambda at_once: self._fits(shape, bn_groups, at_once), len(share.groups))
+        found = torch.tensor(tried, device=session.device)
         if session.world_size > 1:
             dist.all_reduce(found, dist.ReduceOp.MIN)
         if not found:
-            raise _does_not_fit(shape, max(map(len, groups)))
+            raise _does_not_fit(shape, max(map(len, share.groups)))
         self.memory.put(shape, bn_groups, session.world_size, int(found), store=session.rank == 0)
+        if self._train.compile and found < tried:
+            self._fits(shape, bn_groups, int(found))
         return True
+
+    def _is_compiled(self, part: MicroBatch) -> bool:
+        return self._train.compile and part.groups.process_group is None
 
     def _fits(self, shape: BatchShape, bn_groups: int, at_once: int) -> bool:
         """Whether this rank's share of a batch can be computed with `at_once` of its BN groups at once."""
@@ -203,10 +234,10 @@ class Worker:
         try:
             for part in self._parts(share, at_once):
                 set_groups(self.module, part.groups)
-                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64))
+                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64, device=self._session.device))
                 clips, targets = self._batch(block, part)
                 # not by way of DDP: other ranks may be at another number
-                logits = self._logits(self.module, clips)
+                logits = self._logits(self.module, clips, compiled=self._is_compiled(part))
                 targets.loss(logits, self._train.label_smoothing).backward()  # type: ignore[no-untyped-call]
             return True
         except torch.OutOfMemoryError:
@@ -216,10 +247,12 @@ class Worker:
             _release_memory(self._session.device)
 
     def _batch(self, block: Block, part: MicroBatch) -> tuple[Tensor, Targets]:
-        """The clips of a part and what their logits are compared with, mixed where the run mixes."""
-        clips = self.clips(block, part.clips)
+        """The clips of a part, mixed where the run mixes, or its bytes for a compiled graph; and what their logits are compared with."""
+        mixing = self._train.mixup or self._train.cutmix
+        as_bytes = self._is_compiled(part) and not mixing
+        clips = self._bytes(block, part.clips) if as_bytes else self.clips(block, part.clips)
         labels = torch.from_numpy(block.labels_N[part.clips.start : part.clips.stop].copy()).to(self._session.device)
-        if not self._train.mixup and not self._train.cutmix:
+        if not mixing:
             return clips, Targets(labels)
         firsts = itertools.accumulate(part.groups.sizes[:-1], initial=part.clips.start)
         positions = [int(block.positions_N[first]) for first in firsts]
