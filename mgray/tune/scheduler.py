@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from mgray.config import Run
+from mgray.tune.pbt import judge, mark_of, read_orders, write_order
 from mgray.tune.settings import SchedulerName
 from mgray.tune.trial import STOP, Search, report_of, run_name
 
@@ -63,6 +66,38 @@ class Fifo(Orderly, FIFOScheduler):
     """Every trial runs to its end."""
 
 
+class Generations(FIFOScheduler):
+    """Every trial runs to its end; at each generation poorer ones are told what to change."""
+
+    search: Search
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._values: dict[int, dict[str, float]] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        search, name = self.search, run_name(trial.trial_id)
+        generation = mark_of(result[COST], search.goal.budget)
+        values = self._values.setdefault(generation, {})
+        if generation and name not in values:
+            values[name] = result["value"]
+            rates = {other: self._rate(other) for other in values}
+            order = judge(generation, name, values, rates, search.run.train.seed)
+            if order is not None and trial.config != search.own:
+                write_order(search.trial_folder(name), order)
+        return str(TrialScheduler.CONTINUE)
+
+    def _rate(self, name: str) -> float:
+        """A trial's effective learning rate."""
+        folder = self.search.trial_folder(name)
+        lr = Run.from_json(json.loads((folder / "run.json").read_text())).plan.lr
+        return lr * math.prod(order.rate for order in read_orders(folder))
+
+
+class Pbt(Orderly, Generations):
+    """Population-based training by live amendments (see `mgray.tune.pbt`)."""
+
+
 def scheduler_of(name: SchedulerName, search: Search) -> Orderly:
     """The scheduler of this name; it compares trials by `value`, larger is better."""
     budget = search.goal.budget
@@ -77,6 +112,8 @@ def scheduler_of(name: SchedulerName, search: Search) -> Orderly:
         )
     elif name == "median":
         found = Median(time_attr=COST, grace_period=GRACE * budget, min_samples_required=SAMPLES)
+    elif name == "pbt":
+        found = Pbt()
     else:
         found = Fifo()  # type: ignore[no-untyped-call]
     found.search = search

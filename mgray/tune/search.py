@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import ray.tune
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from mgray.check import check_input
+from mgray.check import check_input, run_folder
 from mgray.config import Run
 from mgray.errors import ConfigError, TrainingError
 from mgray.report.records import read_run
+from mgray.train.checkpoint import SCHEDULE
 from mgray.trainer import open_data, ray_running
 from mgray.tune.objective import Score
 from mgray.tune.scheduler import scheduler_of
@@ -247,6 +249,10 @@ def _conclude(run: Run, what: Search, trials: tuple[Trial, ...], console: Consol
     tuned = what.trial(best.name, best.point)
     named = dataclasses.replace(tuned, name=f"{run.name}_tuned", storage=run.storage, data=run.data, feed=run.feed)
     (what.folder / BEST).write_text(json.dumps(named.to_json(), indent=1))
+    schedule = what.trial_folder(best.name) / SCHEDULE
+    if schedule.is_file():  # amended while it trained: a run takes amendments up from its own folder
+        run_folder(named).mkdir(parents=True, exist_ok=True)
+        shutil.copy(schedule, run_folder(named) / SCHEDULE)
     (what.folder / "trials.json").write_text(
         json.dumps(
             [{**dataclasses.asdict(trial), "value": what.goal.value(trial.scores)} for trial in trials], indent=1

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from mgray.errors import ConfigError
 from mgray.tune.objective import Goal
 
-SchedulerName: TypeAlias = Literal["asha", "median", "none"]
+SchedulerName: TypeAlias = Literal["asha", "median", "pbt", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

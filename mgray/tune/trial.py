@@ -27,11 +27,13 @@ from mgray.check import run_folder
 from mgray.config import Run
 from mgray.driver import NAMESPACE, driver_name
 from mgray.errors import MgrayError
-from mgray.plan import Plan, progress_at
+from mgray.plan import Plan
 from mgray.plan.state import Request
+from mgray.train.checkpoint import read_schedule
 from mgray.train.metrics import METRICS
 from mgray.trainer import train
 from mgray.tune.objective import Goal, Score, best_top1, cost_to
+from mgray.tune.pbt import read_orders
 from mgray.tune.space import Point, at_cost, run_at
 from tune_spaces import Space
 
@@ -80,17 +82,16 @@ class Search:
         folder = self.trial_folder(name)
         if not (folder / "run.json").is_file():
             return []
-        plan = Plan.compile(Run.from_json(json.loads((folder / "run.json").read_text())).plan, self.num_samples)
-        return [
-            Score(progress_at(plan, step).voxels / self.voxels, top1) for step, top1 in Tail(folder / METRICS).read()
-        ]
+        base = Plan.compile(Run.from_json(json.loads((folder / "run.json").read_text())).plan, self.num_samples)
+        plan, voxels = amended(folder, base), self.voxels
+        return [Score(plan.done_before(step)[1] / voxels, top1) for step, top1 in Tail(folder / METRICS).read()]
 
 
 class Tail:
-    """The validations in a run's records, each once, while they are being written."""
+    """The validations in a run's records, each once, while they are being written; `steps` are those at the last one read."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset, self._last = path, 0, 0
+        self._path, self._offset, self.steps = path, 0, 0
 
     def read(self) -> Iterator[tuple[int, float]]:
         """Steps done and top-1 (mAP where videos have several classes) of each validation since the last call; a repeated one counts once."""
@@ -107,8 +108,8 @@ class Tail:
                 record = json.loads(line)
             except ValueError:
                 continue  # cut off by a kill
-            if record["kind"] == "eval" and record["step"] > self._last:
-                self._last = record["step"]
+            if record["kind"] == "eval" and record["step"] > self.steps:
+                self.steps = record["step"]
                 yield record["step"], float(record.get("top1", record.get("map", 0.0)))
 
 
@@ -127,7 +128,7 @@ def run_trial(config: dict[str, Any], search: Search) -> None:
     run = search.trial(name, config)
     folder, plan, voxels = run_folder(run), Plan.compile(run.plan, search.num_samples), search.voxels
     failures: list[Exception] = []
-    tail, scores = Tail(folder / METRICS), list[Score]()
+    tail, scores, obeyed = Tail(folder / METRICS), list[Score](), set[int]()
 
     def work() -> None:
         with open(os.devnull, "w") as nowhere:
@@ -139,7 +140,7 @@ def run_trial(config: dict[str, Any], search: Search) -> None:
     def is_over() -> bool:
         """Report what is new; whether the trial has trained enough."""
         for step, top1 in tail.read():
-            scores.append(Score(progress_at(plan, step).voxels / voxels, top1))
+            scores.append(Score(amended(folder, plan).done_before(step)[1] / voxels, top1))
             ray.tune.report(report_of(search.goal, scores))
         return search.goal.is_met(scores) or search.goal.is_spent(scores) or (folder / STOP).is_file()
 
@@ -151,19 +152,44 @@ def run_trial(config: dict[str, Any], search: Search) -> None:
     while thread.is_alive():
         thread.join(POLL_S)
         if over := is_over():
-            ask_to_stop(name)
+            ask(name, Request("search", "stop"))
+        elif orders := [order for order in read_orders(folder) if order.generation not in obeyed]:
+            step, now = step_of(name), amended(folder, plan)
+            requests = () if step is None or step >= now.num_steps else orders[0].requests(now, step)
+            if requests and all(ask(name, request) for request in requests):
+                obeyed.add(orders[0].generation)
     over = is_over()  # what it wrote last
     if failures and not over:
         raise failures[0]
 
 
-def ask_to_stop(name: str) -> None:
-    """Ask a run's driver to save and end; the same request again changes nothing."""
+def ask(name: str, request: Request) -> bool:
+    """Send a request to a run's driver; False where there is none (yet, or any more). The same request again changes nothing."""
     try:
         driver = ray.get_actor(driver_name(name), namespace=NAMESPACE)
-        ray.get(driver.request.remote(Request("search", "stop")), timeout=ASK_WITHIN_S)
-    except (ValueError, RayError, MgrayError):
-        pass  # it is just starting or at its end: it is asked again while it lives
+        ray.get(driver.request.remote(request), timeout=ASK_WITHIN_S)
+    except MgrayError:
+        return request.kind != "stop"  # it cannot be done any more
+    except (ValueError, RayError):
+        return False
+    return True
+
+
+def step_of(name: str) -> int | None:
+    """Steps that a run has done, as far as its driver knows."""
+    try:
+        driver = ray.get_actor(driver_name(name), namespace=NAMESPACE)
+        status: Any = ray.get(driver.status.remote(), timeout=ASK_WITHIN_S)
+    except (ValueError, RayError):
+        return None
+    step: int | None = status.get("step")
+    return step
+
+
+def amended(folder: Path, plan: Plan) -> Plan:
+    """A trial's plan as its schedule stands."""
+    schedule = read_schedule(folder)
+    return plan if schedule is None else schedule.plan(plan)
 
 
 def report_of(goal: Goal, scores: list[Score]) -> Mapping[str, Any]:

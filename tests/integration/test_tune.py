@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from rich.console import Console
 
 from mgray.config import Run, ScaleSection
 from mgray.errors import ConfigError
+from mgray.train.checkpoint import read_schedule
+from mgray.tune import scheduler
 from mgray.tune.objective import Goal
+from mgray.tune.pbt import Order
 from mgray.tune.search import BEST, PICTURE, search
 from mgray.tune.settings import SearchSettings
 from tune_spaces import Choice
@@ -66,3 +70,24 @@ def test_a_search_ends_trials_in_good_order_leaves_nothing_behind_and_goes_on(sh
     assert {path: path.stat().st_size for path in (out / "trials").glob("*/metrics.jsonl")} == records
     with pytest.raises(ConfigError, match="holds another search"):
         search(run, SPACE, dataclasses.replace(settings, trials=4))
+
+
+def test_a_population_is_amended_while_it_trains(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def halve(generation: int, name: str, values: Mapping[str, float], *_: object) -> Order | None:
+        return Order(generation=1, donor=name, rate=0.5, length=-0.3) if generation == 1 else None
+
+    monkeypatch.setattr(scheduler, "judge", halve)
+    out, run = tmp_path / "search", small(shards)
+    run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, epochs=40, lr_steps=(0, 20, 30)))
+    goal = Goal(objective="accuracy", budget=1.0)
+    settings = SearchSettings(space="lr", trials=2, goal=goal, scheduler="pbt", concurrent=2, out=out)
+    search(run, {"lr": Choice({str(lr): {"plan.lr": lr} for lr in (0.001, 0.002, 0.004, 0.008)})}, settings, console=Console(file=io.StringIO()))
+    assert placement_groups() == []
+    trials = json.loads((out / "trials.json").read_text())
+    assert [trial["state"] for trial in trials] == ["done", "done"]
+    amended = [read_schedule(out / "trials" / trial["name"]) for trial in trials if trial["point"]["lr"] != "own"]
+    assert amended
+    for state in amended:
+        assert state is not None and [(a.kind, a.value) for a in state.amendments] == [("rate", 0.5), ("advance", 1.0)]
+    for trial in trials:  # the whole stays within the plan's cost
+        assert 0.9 < trial["scores"][-1]["cost"] <= 1.0
