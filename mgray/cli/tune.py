@@ -30,7 +30,7 @@ class TuneArguments:
     target_top1: float = 0.0
     """Validation accuracy to reach (a fraction), where the objective is cost."""
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
-    """Compared at equal cost: asha ends all but the best third at each rung, median those below it; pbt changes the learning rate and cycle
+    """Compared at equal cost: asha ends the worse half at a quarter and a half of the budget, median those below it; pbt changes the learning rate and cycle
     length of the poorest third while they train; none lets all be."""
     concurrent: int = 0
     """Trials at once; 0 is as many as the cluster has CPUs or GPUs for, decoding included."""

@@ -81,7 +81,12 @@ def test_a_population_is_amended_while_it_trains(shards: str, tmp_path: Path, mo
     run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, epochs=40, lr_steps=(0, 20, 30)))
     goal = Goal(objective="accuracy", budget=1.0)
     settings = SearchSettings(space="lr", trials=2, goal=goal, scheduler="pbt", concurrent=2, out=out)
-    search(run, {"lr": Choice({str(lr): {"plan.lr": lr} for lr in (0.001, 0.002, 0.004, 0.008)})}, settings, console=Console(file=io.StringIO()))
+    search(
+        run,
+        {"lr": Choice({str(lr): {"plan.lr": lr} for lr in (0.001, 0.002, 0.004, 0.008)})},
+        settings,
+        console=Console(file=io.StringIO()),
+    )
     assert placement_groups() == []
     trials = json.loads((out / "trials.json").read_text())
     assert [trial["state"] for trial in trials] == ["done", "done"]

@@ -66,15 +66,15 @@ def test_asha_ends_the_poorer_at_equal_cost_but_never_the_runs_own(tmp_path: Pat
     search = search_in(tmp_path)
     scheduler, trials = begun("asha", search, 5)
     for one, top1 in zip(trials, (0.1, 0.5, 0.6, 0.2, 0.7), strict=True):
-        tell(scheduler, one, 0.1, top1)  # before the first rung
+        tell(scheduler, one, 0.2, top1)  # before the first rung
     assert stopped(search) == set()
     for one, top1 in zip(trials, (0.1, 0.5, 0.6, 0.2, 0.7), strict=True):
-        tell(scheduler, one, 0.12, top1)
+        tell(scheduler, one, 0.26, top1)
     assert stopped(search) == {"trial_3"}
-    tell(scheduler, trials[0], 0.4, 0.05)
+    tell(scheduler, trials[0], 0.6, 0.05)
     assert stopped(search) == {"trial_3"}
     verdict = json.loads((search.trial_folder("trial_3") / STOP).read_text())
-    assert verdict == {"by": "asha", "cost": 0.12}
+    assert verdict == {"by": "asha", "cost": 0.26}
 
 
 def test_the_median_rule_ends_what_is_below_the_median(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_search_that_is_taken_up_again_knows_the_trials_of_before(tmp_path: Pa
     for number in (0, 1):
         scheduler.on_trial_add(SimpleNamespace(), trial(number, "own", status="TERMINATED"))
     scheduler.on_trial_add(SimpleNamespace(), late := trial(2))
-    tell(scheduler, late, 0.2, 0.5)
+    tell(scheduler, late, 0.3, 0.5)
     assert stopped(search) == {"trial_2"}
 
 
