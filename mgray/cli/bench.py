@@ -67,7 +67,9 @@ class BenchQualityArguments:
 def _bench(arguments: Sequence[str]) -> None:
     what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in BENCHES else ("", arguments)
     if not what and not set(rest) & {"-h", "--help"}:
-        raise ConfigError("BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop, feed or quality")
+        raise ConfigError(
+            "BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop, feed, quality or scale"
+        )
     BENCHES[what or "loop"](rest)
 
 
@@ -128,22 +130,49 @@ def _bench_quality(arguments: Sequence[str]) -> None:
     Console().print(table)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchScaleArguments:
+    ranks: tuple[int, ...] = (1, 8, 128, 1024)
+    """World sizes."""
+    steps: int = 400
+    """Random steps of the schedule that are measured for each."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON instead of a table."""
+
+
+def _bench_scale(arguments: Sequence[str]) -> None:
+    command = parse(BenchScaleArguments, arguments, BENCH)
+    for name, values, least in (("ranks", command.ranks, 1), ("steps", (command.steps,), 32)):
+        for value in values:
+            if value < least:
+                raise ConfigError(name, value, f"must be at least {least}", f"give {least} or more")
+    from mgray.bench.scale import bench_scale, print_scale
+
+    rows = bench_scale(workload("kinetics400_slowfast_r50"), command.ranks, command.steps)
+    if command.json:
+        print(json_module.dumps([row.to_json() for row in rows], indent=2))
+    else:
+        print_scale(rows, command.steps)
+
+
 BENCHES: dict[str, Callable[[Sequence[str]], None]] = {
     "loop": _bench_loop,
     "feed": _bench_feed,
     "quality": _bench_quality,
+    "scale": _bench_scale,
 }
 
 
 BENCH = Command(
     name="bench",
-    arguments="loop|feed|quality",
-    summary="Measure: `mgray bench loop` sets the loop beside bare torch, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources.",
+    arguments="loop|feed|quality|scale",
+    summary="Measure: `mgray bench loop` sets the loop beside bare torch, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources, `scale` what coordination costs on up to 1,024 ranks.",
     examples=(
         "mgray bench loop --workers 2 --rounds 9",
         "mgray bench feed --quick",
         "mgray bench quality --data videos/ --levels 256 128",
         "mgray bench feed --data videos/ --plot feed.png --json",
+        "mgray bench scale --ranks 1 8 128 1024",
     ),
     run=_bench,
 )

@@ -287,7 +287,7 @@ class Loop:
             return
         shape = block.clips_NTHWC.shape[1:4]
         planned = (step.shape.frames, step.shape.height, step.shape.width)
-        if block.index != step.index or shape != planned or block.positions_N[0] not in step.positions:
+        if block.index != step.index or shape != planned or int(block.positions_N[0]) not in step.positions:
             raise TrainingError(
                 "block", f"step {block.index}, {shape}", f"is not that of step {step.index}, {planned}", "report this as a bug of mgray"
             )  # fmt: skip

@@ -55,6 +55,7 @@ class Worker:
         self.module = unwrapped(model)
         self.memory = GroupsAtOnce() if memory is None else memory
         self._session = session
+        self._sync_groups: dict[tuple[int, int], dist.ProcessGroup | None] = {}
         self._train = train
         self._dtype = torch.float64 if train.precision == "float64" else torch.float32
         cuda = session.device.type == "cuda"
@@ -275,14 +276,13 @@ class Worker:
 
     def micro_batches(self, shape: BatchShape, bn_groups: int) -> list[MicroBatch]:
         """This rank's clips of a step, cut into parts of whole BN groups that are computed at once."""
-        session = self._session
-        shares = [share_of(rank, session.world_size, shape.clips, bn_groups) for rank in range(session.world_size)]
-        share = shares[session.rank]
-        sync = self._sync_group(shares)
+        share = self._share(shape, bn_groups)
+        sync = self._sync_group(shape.clips, bn_groups)
         if not share.clips:
             return []
         if sync is not None:
-            before = share.clips.start - shares[share.ranks.start].clips.start
+            first = share_of(share.ranks.start, self._session.world_size, shape.clips, bn_groups)
+            before = share.clips.start - first.clips.start
             return [MicroBatch(range(len(share.clips)), BnGroups((len(share.clips),), sync), before)]
         return self._parts(share, self._groups_at_once(shape, bn_groups))
 
@@ -304,9 +304,15 @@ class Worker:
         found = self.memory.get(shape, bn_groups, self._session.world_size)
         return min(most, self._train.micro_groups or most, found or most)
 
-    def _sync_group(self, shares: list[Share]) -> dist.ProcessGroup | None:
-        """The process group that shares this rank's BN group, where one spans several ranks."""
+    def _sync_group(self, clips: int, bn_groups: int) -> dist.ProcessGroup | None:
+        """The process group that shares this rank's BN group, where one spans several ranks; sought once for each size of batch."""
+        world_size = self._session.world_size
+        if min(bn_groups, clips) >= world_size:
+            return None
+        if (clips, bn_groups) in self._sync_groups:
+            return self._sync_groups[clips, bn_groups]
         mine = None
+        shares = [share_of(rank, world_size, clips, bn_groups) for rank in range(world_size)]
         spans = dict.fromkeys(share.ranks for share in shares)
         for span in spans:
             # a rank without clips has no part in the statistics
@@ -315,6 +321,7 @@ class Worker:
                 group = self._session.subgroup(tuple(active))
                 if self._session.rank in active:
                     mine = group
+        self._sync_groups[clips, bn_groups] = mine
         return mine
 
     @contextlib.contextmanager
