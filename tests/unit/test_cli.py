@@ -80,6 +80,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         "predict",
         "convert",
         "report",
+        "audit",
         "bench",
         "tune",
         "demo",
