@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,7 @@ def read_tensors(
     Raises:
         CheckpointError: the weights are those of another model.
     """
-    state = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
+    state = _tensors(folder)
     try:
         model.load_state_dict(state["model"] if optimizer is not None else state.get("average", state["model"]))
         if optimizer is not None:
@@ -200,9 +201,24 @@ def read_tensors(
 
 def read_model(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint to predict with, by name."""
-    state = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
+    state = _tensors(folder)
     weights: dict[str, torch.Tensor] = state.get("average", state["model"])
     return weights
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's file of tensors holds; nothing else is read from it, and no code of it is run.
+
+    Raises:
+        CheckpointError: it holds more than tensors and plain values.
+    """
+    try:
+        state: dict[str, Any] = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            "checkpoint", str(folder), "holds more than tensors, and is not read", "use a checkpoint that mgray wrote"
+        ) from None
+    return state
 
 
 def newest_whole(folders: Sequence[Path]) -> tuple[Path, CheckpointMeta]:
