@@ -46,7 +46,7 @@ def check_input(run: Run) -> None:
     check_model(run.model)
     _check_mixing(run)
     if run.train.compile:
-        _check_compiler()
+        check_compiler()
     if "://" in run.storage:
         raise ConfigError("storage", run.storage, "is no folder", "give a folder that all nodes share")
     _check_storage(run)
@@ -86,7 +86,12 @@ def _check_smoothing(run: Run, multi_label: bool) -> None:
         )  # fmt: skip
 
 
-def _check_compiler() -> None:
+def check_compiler() -> None:
+    """Refuse to compile where the tools for it are missing.
+
+    Raises:
+        ConfigError: no C++ compiler, or no header files of Python.
+    """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ConfigError(

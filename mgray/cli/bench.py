@@ -16,6 +16,7 @@ from rich.console import Console
 from mgray.cli.parse import Command, parse, workload
 from mgray.config import DataSection
 from mgray.errors import ConfigError
+from mgray.model import check_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,29 @@ class BenchQualityArguments:
     """Print JSON instead of a table."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchStepArguments:
+    workload: Annotated[str, tyro.conf.arg(metavar="NAME")] = "demo"
+    """The workload whose model and batches are measured, and those of its baseline."""
+    device: typing.Literal["auto", "cpu", "cuda"] = "auto"
+    """Where; auto is a GPU where torch sees one."""
+    share: Annotated[int, tyro.conf.arg(metavar="WORKERS")] = 1
+    """Measure what one of so many workers has of each batch; nothing is sent between workers."""
+    scale_down: int = 1
+    """Divide the clips of each batch by this, where the whole would take too long."""
+    rounds: int = 5
+    """Times that both are measured, in turn; the median counts."""
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """As train.compile; a graph is made before its batch is timed."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON, for mgray plan NAME --step-times FILE, instead of a table."""
+
+
 def _bench(arguments: Sequence[str]) -> None:
     what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in BENCHES else ("", arguments)
     if not what and not set(rest) & {"-h", "--help"}:
         raise ConfigError(
-            "BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop, feed, quality or scale"
+            "BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop, step, feed, quality or scale"
         )
     BENCHES[what or "loop"](rest)
 
@@ -83,6 +102,29 @@ def _bench_loop(arguments: Sequence[str]) -> None:
 
     result = bench_loop(workers=command.workers, rounds=command.rounds, workload=command.workload)
     print(json_module.dumps(result, indent=2))
+
+
+def _bench_step(arguments: Sequence[str]) -> None:
+    command = parse(BenchStepArguments, arguments, BENCH)
+    for name in ("share", "scale_down", "rounds"):
+        if getattr(command, name) < 1:
+            raise ConfigError(name, getattr(command, name), "must be at least 1", "give a positive whole number")
+    run = workload(command.workload)
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=command.compile))
+    check_model(run.model)
+    from mgray.bench.step import measure
+    from mgray.check import check_compiler
+
+    if command.compile:
+        check_compiler()
+
+    result = measure(
+        run, command.device, workers=command.share, rounds=command.rounds, scale_down=command.scale_down
+    )  # fmt: skip
+    if command.json:
+        print(json_module.dumps(result.to_json(), indent=2))
+    else:
+        Console().print(result.table())
 
 
 def _bench_feed(arguments: Sequence[str]) -> None:
@@ -157,6 +199,7 @@ def _bench_scale(arguments: Sequence[str]) -> None:
 
 BENCHES: dict[str, Callable[[Sequence[str]], None]] = {
     "loop": _bench_loop,
+    "step": _bench_step,
     "feed": _bench_feed,
     "quality": _bench_quality,
     "scale": _bench_scale,
@@ -165,10 +208,11 @@ BENCHES: dict[str, Callable[[Sequence[str]], None]] = {
 
 BENCH = Command(
     name="bench",
-    arguments="loop|feed|quality|scale",
-    summary="Measure: `mgray bench loop` sets the loop beside bare torch, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources, `scale` what coordination costs on up to 1,024 ranks.",
+    arguments="loop|step|feed|quality|scale",
+    summary="Measure: `mgray bench loop` sets the loop beside bare torch, `step` a step of each shape beside the plain module, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources, `scale` what coordination costs on up to 1,024 ranks.",
     examples=(
         "mgray bench loop --workers 2 --rounds 9",
+        "mgray bench step --workload kinetics400_slowfast_r50 --share 8 --json > steps.json",
         "mgray bench feed --quick",
         "mgray bench quality --data videos/ --levels 256 128",
         "mgray bench feed --data videos/ --plot feed.png --json",
