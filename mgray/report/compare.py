@@ -23,6 +23,7 @@ from rich.text import Text
 from mgray.config import Run
 from mgray.errors import DataError
 from mgray.plan import PlanSpec
+from mgray.report.interval import ratio_interval
 from mgray.report.records import RunRecords
 from mgray.report.words import factor, magnitude, percent, points, seconds, spread, whole
 
@@ -140,6 +141,11 @@ class Comparison:
         return len(self.groups) == 1
 
     @property
+    def has_several(self) -> bool:
+        """True when another schedule than the baseline has several runs."""
+        return any(len(group.results) > 1 for group in self.groups[1:])
+
+    @property
     def titles(self) -> tuple[str, ...]:
         """The groups' labels, the first with the word baseline where it does not hold it."""
         base, *others = (group.label for group in self.groups)
@@ -216,11 +222,22 @@ class Comparison:
 
         reaches = [group.reach() for group in self.groups]
         near = [group.reach(self.near_share) for group in self.groups]
+        paired = self.has_several
         speed = (
             Row(label="time to baseline's best", cells=tuple(_reached(reach) for reach in reaches), is_key=True),
             Row(label="speed-up", cells=tuple(_speedup(reach) for reach in reaches), is_key=True),
+            *(
+                []
+                if not paired
+                else [Row(label="its 95 % interval over seeds", cells=tuple(map(_interval, self.groups, reaches)))]
+            ),
             Row(label="time to 1 s.e. below it", cells=tuple(_reached(reach) for reach in near)),
             Row(label="speed-up to there", cells=tuple(_speedup(reach) for reach in near)),
+            *(
+                []
+                if not paired
+                else [Row(label="its 95 % interval over seeds", cells=tuple(map(_interval, self.groups, near)))]
+            ),
         )
         return (
             Row(label="schedule", cells=tuple(group.schedule for group in self.groups)),
@@ -266,6 +283,19 @@ class Comparison:
                 "Several runs of a schedule show as their mean and range (accuracy with its standard error too), the speed-up as "
                 "the ratio of mean times; each run is compared with the baseline of the same seed and data where there is one."
             )
+        if self.has_several:
+            bases = len({id(r.partner) for group in self.groups[1:] for r in group.results})
+            notes.append(
+                "The 95 % interval is Student's t of the logarithms of the runs' speed-ups, each over its partner of the baseline; "
+                "n counts the runs that reach the accuracy, and with so few it is wide and rests on their being log-normal."
+                + (" All share one baseline run, whose own spread is not in it." if bases == 1 else "")
+                + " Where some do not reach it, it is of those that do and so too favourable."
+                * any(
+                    reach.num_missed
+                    for group in self.groups[1:]
+                    for reach in (group.reach(), group.reach(self.near_share))
+                )
+            )
         gaps = [
             f"{group.label} every {seconds(gap)}" for group in self.groups if (gap := _eval_gap_s(group)) is not None
         ]
@@ -289,6 +319,11 @@ class Comparison:
         going = [r.records.name for group in self.groups for r in group.results if not r.records.is_finished]
         if going:
             notes.append(f"Not finished: {', '.join(going)}; the figures are those so far.")
+        amended = [r.records.name for group in self.groups for r in group.results if r.records.schedule is not None]
+        if amended:
+            notes.append(
+                f"Amended while training: the schedule of {', '.join(amended)}; report.html tells how under Events."
+            )
         torn = [r.records for group in self.groups for r in group.results if r.records.num_unreadable]
         notes += [_quarantine_note(r.records) for g in self.groups for r in g.results if r.records.quarantined]
         notes += [f"{r.name}: {r.num_unreadable} lines of metrics.jsonl could not be read." for r in torn]
@@ -389,6 +424,17 @@ def _speedup(reach: Reach) -> str:
     if len(set(map(factor, reach.speedups))) < 2:
         return factor(reach.speedup)
     return f"{factor(reach.speedup)} ({factor(min(reach.speedups))} to {factor(max(reach.speedups))})"
+
+
+def _interval(group: Group, reach: Reach) -> str:
+    """Of the speed-up of a group's runs; those that did not reach it are left out and said to be."""
+    total = reach.num_missed + len(reach.seconds)
+    if group.is_baseline or total < 2:
+        return "-"
+    n = f"n = {len(reach.seconds)}" + (f" of {total}" if reach.num_missed else "")
+    if (found := ratio_interval(reach.speedups)) is None:
+        return f"- ({n})"
+    return f"{factor(found[1])} to {factor(found[2])} ({n})"
 
 
 def _runs(group: Group) -> str:

@@ -20,14 +20,14 @@ from mgray.errors import DataError
 from mgray.report.command import train_command
 from mgray.report.compare import Comparison, Row, compare
 from mgray.report.phases import PhaseResult, phase_results
-from mgray.report.plots import SERIES, Picture, draw_pictures
+from mgray.report.pictures import Picture, draw_pictures
+from mgray.report.plots import SERIES
 from mgray.report.records import RunRecords, read_run
 from mgray.report.style import CSS
+from mgray.report.timeline import COUNTED, happenings
 from mgray.report.words import factor, magnitude, percent, points, seconds, whole
 
 PACKAGES = ("mgray", "torch", "torchvision", "ray", "av", "numpy")
-COUNTED_EVENTS = ("phase", "checkpoint")
-"""Events that are told as a number, not one by one."""
 
 
 def write_report(runs: Sequence[Path], out: Path, *, command: str = "") -> Path:
@@ -64,7 +64,7 @@ def _page(comparison: Comparison, pictures: Sequence[Picture], commands: Sequenc
         _card(_comparison_table(comparison, comparison.rows()), _notes(comparison)),
         "" if comparison.is_alone else _targets(comparison),
         "<h2>Pictures</h2>" if pictures else "",
-        *(_card(f"<h3>{html.escape(p.title)}</h3>", _caption(p.caption), p.svg) for p in pictures),
+        *_pictures(pictures),
         "<h2>Phases</h2>",
         _card(*(_phases(run, is_open=run in _firsts(comparison)) for run in records)),
         "<h2>Events</h2>",
@@ -151,6 +151,26 @@ def _comparison_table(comparison: Comparison, rows: Sequence[Row]) -> str:
     return _table(head, lines)
 
 
+def _pictures(pictures: Sequence[Picture]) -> list[str]:
+    """A card for each; those that stand in each other's place share one, with buttons that need no script."""
+    cards = []
+    for title, same in itertools.groupby(pictures, key=lambda picture: picture.title):
+        shown = list(same)
+        head = f"<h3>{html.escape(title)}</h3>{_caption(shown[0].caption)}"
+        if len(shown) == 1:
+            cards.append(_card(head, shown[0].svg))
+            continue
+        buttons = "".join(
+            f'<input type="radio" name="over" id="over-{i}"{"" if i else " checked"}><label for="over-{i}">{html.escape(p.choice)}</label>'
+            for i, p in enumerate(shown)
+        )
+        panes = "".join(f"<div>{picture.svg}</div>" for picture in shown)
+        cards.append(
+            _card(head, f'<div class="choice"><span>over</span>{buttons}<div class="panes">{panes}</div></div>')
+        )
+    return cards
+
+
 def _targets(comparison: Comparison) -> str:
     text = (
         "Training time to several shares of the baseline's best accuracy, and how many times sooner than the baseline."
@@ -199,24 +219,28 @@ def _levels(levels: Sequence[int]) -> str:
 def _events(run: RunRecords) -> str:
     if not run.events:
         return _details(run.name, _caption("None so far."))
-    start = min(event.time for event in run.events)
+    told = happenings(run)
     rows = [
-        _row(f"{seconds(event.time - start) if event.time > start else '0 s'}", str(event.attempt), whole(event.step),
-             event.event, event.detail)
-        for event in run.events if event.event not in COUNTED_EVENTS
+        _row(str(item.number or ""), seconds(item.wall_s) if item.wall_s > 0 else "0 s", seconds(item.train_s) if item.train_s > 0 else "0 s",
+             whole(item.step), str(item.attempt), item.text)
+        for item in told
     ]  # fmt: skip
     counts = Counter(event.event for event in run.events)
-    parts = [f"{counts[name]} {name}{'s' if counts[name] != 1 else ''}" for name in COUNTED_EVENTS if counts[name]]
+    parts = [f"{counts[name]} {name}{'s' if counts[name] != 1 else ''}" for name in COUNTED if counts[name]]
     if run.num_repeated:
         parts.append(f"{run.num_repeated} steps trained again after a failure")
+    if run.schedule is not None:
+        parts.append(
+            f"its schedule was amended {'once' if run.schedule.version == 1 else f'{run.schedule.version} times'}"
+        )
     state = (
         "finished"
         if run.is_finished
         else f"not finished: {len(run.steps):,} of {run.plan['totals']['num_steps']:,} steps"
     )
     summary = f"{run.name}: {', '.join([state, *parts])}"
-    head = ["wall time", "attempt", "step", "event", "detail"]
-    return _details(summary, _table(head, rows, "text"), is_open=bool(run.num_repeated) or counts["resume"] > 0)
+    head = ["no.", "wall time", "training time", "step", "attempt", "what happened"]
+    return _details(summary, _table(head, rows, "told"), is_open=any(item.number for item in told))
 
 
 def _broken(runs: Sequence[RunRecords]) -> list[str]:

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mgray.config import Run
-from mgray.errors import ConfigError, DataError
+from mgray.errors import CheckpointError, ConfigError, DataError
+from mgray.plan import Plan
+from mgray.plan.state import ScheduleState
 
 IntColumn: TypeAlias = npt.NDArray[np.int64]
 FloatColumn: TypeAlias = npt.NDArray[np.float64]
@@ -118,7 +120,9 @@ class RunRecords:
     path: Path
     run: Run
     plan: Mapping[str, Any]
-    """`Plan.to_json()`: digest, num_samples, phases, totals."""
+    """`Plan.to_json()` of the plan with all amendments: digest, num_samples, phases, totals."""
+    schedule: ScheduleState | None
+    """The amendments; None where there are none."""
     data: DataRecord | None
     steps: StepRecords
     evals: tuple[EvalRecord, ...]
@@ -128,6 +132,8 @@ class RunRecords:
     """Broken videos that were met in training or validation, of all attempts, each once."""
     num_repeated: int
     """Steps that were trained again because their first result was lost with a worker."""
+    lost: Mapping[int, int]
+    """The same by the attempt that trained them again, those with none left out."""
     num_unreadable: int
     """Lines of metrics.jsonl that could not be read, apart from the one in progress."""
 
@@ -184,19 +190,24 @@ def read_run(path: Path | str) -> RunRecords:
     plan = _read_tree(path, "plan.json")
     if not plan.keys() >= {"num_samples", "phases", "totals"}:
         raise _error(path, "plan.json is no plan", "read it with the mgray that wrote it")
+    schedule = _read_schedule(path)
+    if schedule is not None:  # plan.json may be of the moment before the workers took them up again
+        plan = schedule.plan(Plan.compile(run.plan, int(plan["num_samples"]))).to_json()
     lines, num_unreadable = _read_lines(path)
-    steps, evals, num_repeated = _supersede(lines)
+    steps, evals, num_repeated, lost = _supersede(lines)
     return RunRecords(
         name=run.name,
         path=path,
         run=run,
         plan=plan,
+        schedule=schedule,
         data=_read_data(path),
         steps=_columns(steps),
         evals=tuple(EvalRecord(**line) for line in evals),
         events=tuple(EventRecord(**line) for line in lines["event"]),
         quarantined=_quarantined(lines["quarantine"]),
         num_repeated=num_repeated,
+        lost=lost,
         num_unreadable=num_unreadable,
     )
 
@@ -215,6 +226,16 @@ def _read_tree(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise _error(path, f"{name} holds no mapping", "give the folder that training wrote")
     return tree
+
+
+def _read_schedule(path: Path) -> ScheduleState | None:
+    if not (path / "schedule.json").is_file():
+        return None
+    try:
+        state = ScheduleState.from_json(_read_tree(path, "schedule.json"))
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        raise _error(path, f"schedule.json cannot be read ({error})", "read it with the mgray that wrote it") from None
+    return state if state.version else None
 
 
 def _read_data(path: Path) -> DataRecord | None:
@@ -283,17 +304,25 @@ def _value(reader: type[int] | type[float] | type[str], value: Any) -> Value:
 
 def _supersede(
     lines: Mapping[Kind, list[dict[str, Any]]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Steps and validations that count, in order, and the number of steps that were trained more than once."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int, dict[int, int]]:
+    """Steps and validations that count, in order, how many steps were trained more than once, and in which attempts again."""
     starts: dict[int, int] = {}
     for event in lines["event"]:
         if event["event"] in ("start", "resume"):
             starts[event["attempt"]] = event["step"]
     first_steps: dict[int, int] = {}
+    reached: dict[int, int] = {}
     for step in lines["step"]:
         attempt = step["attempt"]
         first_steps[attempt] = min(step["step"], first_steps.get(attempt, step["step"]))
+        reached[attempt] = max(step["step"] + 1, reached.get(attempt, 0))
     starts |= first_steps
+    lost: dict[int, int] = {}
+    frontier = 0
+    for attempt in sorted(starts):
+        if frontier > starts[attempt]:
+            lost[attempt] = frontier - starts[attempt]
+        frontier = reached.get(attempt, starts[attempt])
     ends: dict[int, float] = {}
     end = float("inf")
     for attempt in sorted(starts, reverse=True):
@@ -301,7 +330,7 @@ def _supersede(
         end = min(end, starts[attempt])
     steps = _last(line for line in lines["step"] if line["step"] < ends[line["attempt"]])
     evals = _last(line for line in lines["eval"] if line["step"] <= ends.get(line["attempt"], float("inf")))
-    return steps, evals, len(lines["step"]) - len(steps)
+    return steps, evals, len(lines["step"]) - len(steps), lost
 
 
 def _quarantined(lines: Iterable[dict[str, Any]]) -> tuple[QuarantineRecord, ...]:

@@ -39,6 +39,21 @@ tbody tr:last-child > * { border-bottom: 0; }
 tr.key > * { font-weight: 700; background: var(--key); }
 table.text th, table.text td { text-align: left; white-space: normal; }
 table.dense th, table.dense td { padding: 5px 6px; }
+table.told td { text-align: right; }
+table.told td:first-child { font-weight: 700; }
+table.told th:last-child, table.told td:last-child { text-align: left; white-space: normal; width: 60%; min-width: 260px; overflow-wrap: anywhere; }
+.choice > span { color: var(--muted); font-size: 14px; margin-right: 8px; }
+.choice > input { position: absolute; opacity: 0; }
+.choice > label { display: inline-block; font-size: 14px; padding: 3px 12px; margin: 0 4px 8px 0; border: 1px solid var(--rule); border-radius: 999px; cursor: pointer; }
+.choice > input:checked + label { background: var(--ink); border-color: var(--ink); color: var(--card); }
+.choice > input:focus-visible + label { outline: 2px solid var(--series-0); outline-offset: 2px; }
+.panes > div { display: none; }
+.choice > input:nth-of-type(1):checked ~ .panes > :nth-child(1),
+.choice > input:nth-of-type(2):checked ~ .panes > :nth-child(2),
+.choice > input:nth-of-type(3):checked ~ .panes > :nth-child(3),
+.choice > input:nth-of-type(4):checked ~ .panes > :nth-child(4),
+.choice > input:nth-of-type(5):checked ~ .panes > :nth-child(5),
+.choice > input:nth-of-type(6):checked ~ .panes > :nth-child(6) { display: block; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 7px; }
 .notes { padding-left: 20px; margin: 10px 0 0; }
 details { border-top: 1px solid var(--rule); padding: 8px 0; }
@@ -54,5 +69,11 @@ pre { background: var(--code); border: 1px solid var(--rule); border-radius: 6px
   th, td { padding: 5px 6px; }
   th:first-child { white-space: normal; }
 }
-@media print { body { background: none; } .card { break-inside: avoid; } }
+@media print {
+  :root { --page: #ffffff; --card: #ffffff; --ink: #1b2027; --muted: #5a6472; --rule: #dde1e7; --key: #eef4f9; --code: #f3f4f6; }
+  main { max-width: none; padding: 0; }
+  .card { break-inside: avoid; border-radius: 0; }
+  .scroll { overflow: visible; }
+  .choice > input:not(:checked) + label { display: none; }
+}
 """

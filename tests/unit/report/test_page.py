@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ import tyro
 
 from mgray.config import Run
 from mgray.errors import DataError
+from mgray.plan.state import Amendment
 from mgray.report import write_report
 from mgray.report.command import options, train_command
 from tests.unit.report.writer import BASELINE, MULTIGRID, RunWriter
@@ -95,8 +97,9 @@ def test_page_says_what_was_measured(report: Path) -> None:
 def test_pictures_open(report: Path) -> None:
     pictures = sorted(report.parent.glob("*.png"))
     names = {picture.stem for picture in pictures}
-    assert {"accuracy_time", "accuracy_cost", "loss", "throughput", "schedule_base"} < names
-    assert len(pictures) == 6
+    curves = {f"curves_{name}" for name in ("training_time", "wall_time", "steps", "clips", "voxels")}
+    assert curves | {"accuracy_time", "throughput", "schedule_base"} < names
+    assert len(pictures) == 9
     for picture in pictures:
         pixels = matplotlib.image.imread(picture)
         assert pixels.shape[1] == 1350
@@ -124,7 +127,8 @@ def test_runs_at_different_points(tmp_path: Path) -> None:
     begun.steps(0, 1)
     new = RunWriter(tmp_path, "new", MULTIGRID)
     write_report([begun.folder, new.folder], tmp_path / "out")
-    assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == ["loss", "schedule_begun", "throughput"]
+    names = sorted(path.stem for path in (tmp_path / "out").glob("*.png") if not path.stem.startswith("curves"))
+    assert names == ["schedule_begun", "throughput"]
 
 
 def test_bad_input(tmp_path: Path) -> None:
@@ -169,3 +173,56 @@ def test_broken_videos_are_listed_with_reasons(tmp_path: Path) -> None:
     assert "<script" not in page
     note = "broken: broken videos were met in training (2 train videos replaced by substitutes, 1 val video left out of its scores)"
     assert note in page
+
+
+HOSTILE = "<script>alert(document.domain)</script>&$\\frac{x$\"'"
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    """Names of runs, classes and videos, details of events and fields of the configuration come from outside."""
+    writer = RunWriter(tmp_path, "hostile", MULTIGRID, data=HOSTILE)
+    folder = writer.train([0.5])
+    for file in ("run.json", "data.json"):
+        tree = json.loads((folder / file).read_text())
+        tree |= {"classes": [HOSTILE, "c1"]} if "classes" in tree else {"name": re.sub(r"[/\\]", "", HOSTILE)}
+        (folder / file).write_text(json.dumps(tree))
+    writer.event(3, HOSTILE, HOSTILE)
+    writer.event(3, "init", HOSTILE)
+    writer.line("quarantine", 2, split=HOSTILE, sample=1, path=HOSTILE, reason=HOSTILE)
+    text = write_report([folder], tmp_path / "out", command=HOSTILE).read_text()
+    page = Checker()
+    page.feed(text)
+    assert page.open == []
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(document.domain)" in text
+    assert all(link.startswith("#") for link in page.links)
+
+
+def test_amended_run_shows_both_plans(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path, "amended", MULTIGRID)
+    run.event(0, "start", "1 workers on cpu")
+    run.steps(0, 4)
+    run.amend(Amendment("rate", 4, 0.5, "key"), 4)
+    run.steps(4, run.plan.num_steps)
+    run.event(run.plan.num_steps, "finish")
+    text = write_report([run.folder], tmp_path / "out").read_text()
+    assert (tmp_path / "out" / "amended_amended.png").is_file()
+    assert "Amended plan of amended" in text
+    assert "its schedule was amended once" in text
+    assert "<td>1</td><td>4.0 s</td><td>4.0 s</td><td>4</td><td>0</td><td>The learning rate is 0.5 times" in text
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_opens_in_a_browser(report: Path, tmp_path: Path) -> None:
+    """Of the pictures that stand in each other's place one is shown, and light and dark differ."""
+    shots = []
+    for scheme in (0, 1):
+        shot = tmp_path / f"{scheme}.png"
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile",
+                   f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}",
+                   "--window-size=600,900", report.as_uri()]  # fmt: skip
+        subprocess.run(command, check=True, timeout=90, capture_output=True)
+        shots.append(matplotlib.image.imread(shot)[..., :3])
+    dark, light = (float(shot.mean()) for shot in shots)
+    assert dark < 0.3 < 0.8 < light
+    assert shots[1][:, 590:].std() < 0.01  # nothing overflows to the right

@@ -10,6 +10,7 @@ from typing import Any
 
 from mgray.config import DataSection, Run, TrainSection
 from mgray.plan import Plan, PlanSpec
+from mgray.plan.state import Amendment, ScheduleState
 
 NUM_SAMPLES = 64
 BASELINE = PlanSpec(
@@ -32,6 +33,8 @@ class RunWriter:
             name=name, storage=str(root), plan=spec, data=DataSection(path=data), train=TrainSection(seed=seed)
         )
         self.plan = Plan.compile(spec, NUM_SAMPLES)
+        self.base = self.plan
+        self.state = ScheduleState(self.plan.digest())
         self.step_s, self.attempt = step_s, 0
         about = {"classes": [f"c{i}" for i in range(classes)], "num_train": NUM_SAMPLES, "num_val": 40, "digest": "d1"}
         for file, tree in (("run", self.run.to_json()), ("plan", self.plan.to_json()), ("data", about)):
@@ -53,6 +56,15 @@ class RunWriter:
 
     def event(self, step: int, event: str, detail: str = "") -> None:
         self.line("event", step, event=event, detail=detail)
+
+    def amend(self, amendment: Amendment, step: int) -> None:
+        """Take up an amendment before `step`, as the loop does."""
+        self.state = self.state.amended(amendment)
+        self.plan = self.state.plan(self.base)
+        value = f" {amendment.value:g}" if amendment.value else ""
+        self.event(step, "amend", f"{amendment.kind}{value} from step {amendment.from_step}")
+        (self.folder / "schedule.json").write_text(json.dumps(self.state.to_json()))
+        (self.folder / "plan.json").write_text(json.dumps(self.plan.to_json()))
 
     def steps(self, first: int, end: int, *, loss: float = 1.0) -> None:
         """Train the steps in [first, end)."""
