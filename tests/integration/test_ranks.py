@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgray.audit import audit
 from mgray.data.annotations import Action
 from mgray.data.shard import ShardSet
 from mgray.train.checkpoint import newest_checkpoint, read_model
@@ -92,3 +93,32 @@ def test_multi_label_runs_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
     for one, many in zip(*evals, strict=True):
         assert (many["map"], many["num_clips"]) == (pytest.approx(one["map"], rel=1e-6), one["num_clips"])
         assert many["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_broken_videos_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
+    """The same substitutes, losses, scores and list on three ranks as on one, each proven by its ledger."""
+    shards = write_shards(tmp_path, damaged=(2, 5, 11))
+    run = equality_run(shards.root, tmp_path, "one")
+    plan = dataclasses.replace(
+        run.plan, crop=16, jitter_min=18, jitter_max=24, batch=4, bn_group=4, size_multiple=8, epochs=16, lr_steps=(0, 15)
+    )  # fmt: skip
+    run = dataclasses.replace(
+        run, plan=plan, train=dataclasses.replace(run.train, precision="float64", evals=2, precise_bn=1),
+        data=dataclasses.replace(run.data, max_broken=0.2),
+    )  # fmt: skip
+    Loop(run, LocalSession(tmp_path / "one"), shards, tmp_path / "one", 0).train()
+    alone = step_lines(tmp_path / "one")
+    together = train_on_ranks(run, shards.root, tmp_path / "many", 3)
+    assert [line["checksum"] for line in together] == [line["checksum"] for line in alone]
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=1e-12)
+    found, evals = [], []
+    for name in ("one", "many"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        found.append([(x["split"], x["path"], x["reason"]) for x in lines if x["kind"] == "quarantine"])
+        evals.append([(x["num_clips"], x["top1"]) for x in lines if x["kind"] == "eval"])
+        (tmp_path / name / "run.json").write_text(json.dumps(run.to_json()))
+        (tmp_path / name / "data.json").write_text(json.dumps({"num_train": 10}))
+        proof = audit(tmp_path / name)
+        assert proof.failure is None and proof.steps == len(alone) and proof.substituted_clips > 0
+    assert sorted(found[0]) == sorted(found[1]) and evals[0] == evals[1] and evals[0][0][0] == 4
+    assert {path for _, path, _ in found[0]} == {"2.mp4", "5.mp4", "11.mp4"}
