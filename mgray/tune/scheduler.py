@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
@@ -31,7 +31,8 @@ class Orderly(TrialScheduler):
     Ray forgets a scheduler's state when a search is taken up again; the searched run's own trial is never ended early.
     """
 
-    search: Search
+    search: ClassVar[Search]
+    """Of this session: what Tune stores of a scheduler is that of the first."""
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(tune_controller, trial)
@@ -69,14 +70,12 @@ class Fifo(Orderly, FIFOScheduler):
 class Generations(FIFOScheduler):
     """Every trial runs to its end; at each generation poorer ones are told what to change."""
 
-    search: Search
-
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._values: dict[int, dict[str, float]] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        search, name = self.search, run_name(trial.trial_id)
+        search, name = Orderly.search, run_name(trial.trial_id)
         generation = mark_of(result[COST], search.goal.budget)
         values = self._values.setdefault(generation, {})
         if generation and name not in values:
@@ -89,7 +88,7 @@ class Generations(FIFOScheduler):
 
     def _rate(self, name: str) -> float:
         """A trial's effective learning rate."""
-        folder = self.search.trial_folder(name)
+        folder = Orderly.search.trial_folder(name)
         lr = Run.from_json(json.loads((folder / "run.json").read_text())).plan.lr
         return lr * math.prod(order.rate for order in read_orders(folder))
 
@@ -100,6 +99,7 @@ class Pbt(Orderly, Generations):
 
 def scheduler_of(name: SchedulerName, search: Search) -> Orderly:
     """The scheduler of this name; it compares trials by `value`, larger is better."""
+    Orderly.search = search
     budget = search.goal.budget
     found: Orderly
     if name == "asha":
@@ -116,5 +116,4 @@ def scheduler_of(name: SchedulerName, search: Search) -> Orderly:
         found = Pbt()
     else:
         found = Fifo()  # type: ignore[no-untyped-call]
-    found.search = search
     return found

@@ -109,6 +109,7 @@ def _tune(
             logging.getLogger(name).setLevel(logging.ERROR)
     trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, search=what), {"CPU": TRIAL_CPU})
     path = str(what.folder / EXPERIMENT)
+    scheduler = scheduler_of(settings.scheduler, what)
     if ray.tune.Tuner.can_restore(path):
         tuner = ray.tune.Tuner.restore(path, trainable, resume_unfinished=True, param_space=domains(what.space))
     else:
@@ -119,7 +120,7 @@ def _tune(
                 metric="value",
                 mode="max",
                 search_alg=OptunaSearch(points_to_evaluate=[dict(what.own)], seed=what.run.train.seed),
-                scheduler=scheduler_of(settings.scheduler, what),
+                scheduler=scheduler,
                 num_samples=settings.trials,
                 max_concurrent_trials=concurrent,
             ),
