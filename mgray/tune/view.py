@@ -145,10 +145,9 @@ def plot_pareto(curves: Mapping[str, Sequence[Score]], *, own: str | None, best:
         figure = Figure(figsize=(8.5, 5.0), layout="constrained")
         axes = figure.subplots()
         for name, scores in curves.items():
-            color, label = (
-                SERIES[0] if name == best else SERIES[1],
-                "best trial" if name == best else "the run's own schedule",
-            )
+            label = "the run's own schedule" if name == own else "best trial"
+            label += ", the best trial" if name == own == best else ""
+            color = SERIES[1] if name == own else SERIES[0]
             named = name in (best, own)
             axes.plot(
                 [s.cost for s in scores], [100 * s.top1 for s in scores], color=color if named else MUTED, label=label if named else None,
