@@ -25,7 +25,7 @@ NEWER_FIELDS = {
     "plan": spec.NEWER_FIELDS,
     "data": ("sampling", "jitter"),
     "model": ("init", "slow_frames", "temporal_blocks"),
-    "train": ("ema", "mixup", "cutmix", "optimizer", "betas", "tf32", "compile"),
+    "train": ("ema", "mixup", "cutmix", "optimizer", "betas", "tf32", "compile", "randaugment", "randaugment_growth"),
 }
 """Fields that digests leave out at their defaults: runs from before them go on."""
 
@@ -145,6 +145,10 @@ class TrainSection:
     """Alpha of mixup: clips of a BN group are blended by a share from Beta(alpha, alpha); 0 does not mix (0.8 is usual)."""
     cutmix: float = 0.0
     """Alpha of CutMix: a box of a clip is another's, in all frames; 0 does not mix. With mixup, each is taken half of the time."""
+    randaugment: int = 0
+    """Magnitude of RandAugment, 1 to 30, with one draw for all frames of a clip; 0 does without (7 to 9 are usual)."""
+    randaugment_growth: float = 0.0
+    """Exponent of a grid's voxels over the base shape's that the magnitude is scaled by: above 0, coarse grids are changed less."""
     ema: float = 0.0
     """Decay, over `plan.batch` clips, of the moving average of weights that is validated and kept (e.g. 0.999); 0 keeps none."""
     clip_grad: float = 0.0
@@ -204,6 +208,13 @@ class TrainSection:
                 math.isfinite(value) and value >= 0, f"train.{name}", value, "is no alpha of a Beta distribution",
                 "use e.g. 0.8, or 0 for none",
             )  # fmt: skip
+        _require(
+            0 <= self.randaugment <= 30, "train.randaugment", self.randaugment, "is outside 0..30", "use e.g. 9, or 0 for none"
+        )  # fmt: skip
+        _require(
+            math.isfinite(self.randaugment_growth) and self.randaugment_growth >= 0, "train.randaugment_growth", self.randaugment_growth,
+            "must not be negative", "use e.g. 0.25, or 0 for one strength on all grids",
+        )  # fmt: skip
         _require(0 <= self.ema < 1, "train.ema", self.ema, "is outside [0, 1)", "use e.g. 0.999, or 0 for none")
 
 

@@ -31,7 +31,7 @@ from mgray.ledger import LedgerWriter, words_of
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
-from mgray.plan import Plan, Step, eval_steps, progress_at, sample_at
+from mgray.plan import ClipShape, Plan, Step, eval_steps, progress_at, sample_at
 from mgray.plan.adaptive import is_due, is_flat
 from mgray.plan.state import Amendment, ScheduleState, segments_of
 from mgray.train.average import WeightAverage
@@ -113,7 +113,8 @@ class Loop:
         if run.train.compile:
             keep_graphs(folder.parent / COMPILED)
         memory = GroupsAtOnce(folder / MICRO_BATCHES, memory_key(run, session.device))
-        self.worker = Worker(session.prepare(model), session, run.data, run.train, memory)
+        base = ClipShape(run.plan.frames, run.plan.crop, run.plan.crop)
+        self.worker = Worker(session.prepare(model), session, run.data, run.train, memory, base)
         self.optimizer = build_optimizer(self.worker.module, run.train)
         self.average = WeightAverage(self.worker.module, run.train.ema, run.plan.batch) if run.train.ema else None
         self.step = 0

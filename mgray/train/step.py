@@ -22,7 +22,8 @@ from mgray.data.source import Block
 from mgray.errors import TrainingError
 from mgray.model.dropout import set_clip_keys
 from mgray.model.norm import BnGroups, commit_running_stats, grouped_norms, set_groups
-from mgray.plan import BatchShape, Share, share_of
+from mgray.plan import BatchShape, ClipShape, Share, share_of
+from mgray.train.augment import augmented
 from mgray.train.compile import compile_model, set_kernels
 from mgray.train.memory import GroupsAtOnce, largest_that_fits
 from mgray.train.mix import Targets, mix_groups
@@ -50,10 +51,13 @@ class Worker:
         data: DataSection,
         train: TrainSection,
         memory: GroupsAtOnce | None = None,
+        base: ClipShape | None = None,
     ) -> None:
         self.model = model
         self.module = unwrapped(model)
         self.memory = GroupsAtOnce() if memory is None else memory
+        self._base = base
+        """The finest grid, which RandAugment has its full strength on; None has it on all."""
         self._session = session
         self._sync_groups: dict[tuple[int, int], dist.ProcessGroup | None] = {}
         self._train = train
@@ -74,7 +78,9 @@ class Worker:
 
     def clips(self, block: Block, part: range | None = None) -> Tensor:
         """A block's clips on the device, normalised: [N, C, T, H, W]."""
-        clips_NTHWC = self._bytes(block, part)
+        return self._floats(self._bytes(block, part))
+
+    def _floats(self, clips_NTHWC: Tensor) -> Tensor:
         # whole picture rows at once: broadcasting over the three colours alone costs 20 times more on a CPU
         width = clips_NTHWC.shape[3]
         rows = clips_NTHWC.view(-1, 3 * width).to(self._dtype)
@@ -250,8 +256,11 @@ class Worker:
     def _batch(self, block: Block, part: MicroBatch) -> tuple[Tensor, Targets]:
         """The clips of a part, mixed where the run mixes, or its bytes for a compiled graph; and what their logits are compared with."""
         mixing = self._train.mixup or self._train.cutmix
-        as_bytes = self._is_compiled(part) and not mixing
-        clips = self._bytes(block, part.clips) if as_bytes else self.clips(block, part.clips)
+        bytes_NTHWC = self._bytes(block, part.clips)
+        if self._train.randaugment:
+            places = block.positions_N[part.clips.start : part.clips.stop].tolist()
+            bytes_NTHWC = augmented(bytes_NTHWC, places, self._train.seed, self._magnitude(bytes_NTHWC))
+        clips = bytes_NTHWC if self._is_compiled(part) and not mixing else self._floats(bytes_NTHWC)
         labels = torch.from_numpy(block.labels_N[part.clips.start : part.clips.stop].copy()).to(self._session.device)
         if not mixing:
             return clips, Targets(labels)
@@ -259,6 +268,15 @@ class Worker:
         positions = [int(block.positions_N[first]) for first in firsts]
         positions[0] -= part.before
         return mix_groups(clips, labels, part.groups, positions, self._train)
+
+    def _magnitude(self, clips_NTHWC: Tensor) -> float:
+        """RandAugment's strength on these clips' grid."""
+        if self._base is None:
+            return float(self._train.randaugment)
+        return float(
+            self._train.randaugment
+            * (clips_NTHWC[0, ..., 0].numel() / self._base.voxels) ** self._train.randaugment_growth
+        )
 
     def observe(self, block: Block | None, shape: BatchShape, bn_groups: int) -> None:
         """Let a batch pass only for its batch-norm statistics."""

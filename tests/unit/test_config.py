@@ -60,6 +60,8 @@ def test_whole_numbers_are_floats_where_floats_are_meant() -> None:
         (TrainSection, "label_smoothing", 1.0),
         (TrainSection, "mixup", -0.1),
         (TrainSection, "cutmix", float("inf")),
+        (TrainSection, "randaugment", 31),
+        (TrainSection, "randaugment_growth", -0.5),
         (TrainSection, "betas", (0.9, 1.0)),
         (TrainSection, "ema", 1.0),
         (TrainSection, "evals", 0),
