@@ -226,6 +226,8 @@ def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: 
     assert Loop(RUN, session, shards, halved, 0).train() == "resize"
     Loop(RUN, LocalSession(halved), shards, halved, 1).train()
     assert outcome(halved)[0] == outcome(whole)[0]
+    for folder in (whole, halved):
+        assert (audited(folder, RUN).failure, audited(folder, RUN).steps) == (None, plan.num_steps)
     assert json.loads((halved / "plan.json").read_text())["totals"]["num_steps"] == plan.num_steps
 
 
@@ -249,6 +251,8 @@ def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, mo
     Loop(run, LocalSession(halved), shards, halved, 1).train()
     assert json.loads((halved / "schedule.json").read_text())["amendments"] == amendments
     assert outcome(halved)[0] == steps
+    for folder in (whole, halved):
+        assert (audited(folder, run).failure, audited(folder, run).steps) == (None, amended.num_steps)
 
 
 def test_a_checkpoint_is_saved_where_it_is_asked_for(shards: ShardSet, tmp_path: Path) -> None:
