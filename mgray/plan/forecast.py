@@ -205,7 +205,9 @@ def _phase(phase: Phase, cluster: Cluster, clip_flops: Callable[[ClipShape], flo
         shares.append(share)
     busy_s = device_s + network_s
     core_s = decode_s + cluster.device_cores * cluster.gpus * device_s
-    host_s = core_s / cluster.cores
+    # devices that are cores were in each other's way, and in that of decoding, when they were measured
+    is_measured = cluster.step is not None and cluster.gpus <= cluster.step.workers
+    host_s = (decode_s if is_measured else core_s) / cluster.cores
     bound: Bound = "network" if network_s > device_s else "device"
     if host_s > busy_s:
         bound = "cores" if cluster.device_cores else "decode"

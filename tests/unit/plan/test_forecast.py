@@ -77,6 +77,9 @@ def test_devices_that_are_cores_share_them_with_decoding() -> None:
     decode_s = sum(phase.clips for phase in PLAN.phases) / 10
     assert found.seconds == pytest.approx((PLAN.voxels * 1e-6 + decode_s) / 2)
     assert found.bound == "cores"
+    # two that were measured together had their cores shared already
+    same = forecast(PLAN, dataclasses.replace(cluster, step=measured(1e-6, 0.0, workers=2)), flops)
+    assert same.seconds == pytest.approx(PLAN.voxels * 1e-6)
 
 
 def test_the_network_adds_what_the_backward_pass_does_not_hide() -> None:
