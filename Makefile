@@ -3,7 +3,7 @@ BIN := .venv/bin
 OUT ?= demo-out
 DATA ?=
 
-.PHONY: demo test check setup
+.PHONY: demo test chaos check setup
 setup: .venv/ready
 
 .venv/ready: pyproject.toml
@@ -18,6 +18,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q
+
+# kills workers, nodes, the driver, everything, three times each, and prints what it cost
+chaos: .venv/ready
+	CHAOS_TIMES=3 $(BIN)/python -m pytest -q tests/chaos
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

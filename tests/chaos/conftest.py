@@ -1,22 +1,36 @@
-"""Clusters of several nodes on this machine, a small dataset, and a run that is long enough to be disturbed."""
+"""Clusters of several nodes on this machine, a small dataset, runs that are long enough to be disturbed, and the table of what they bore.
+
+CHAOS_TIMES is how often each fault is tried, at other steps each time (1; `make chaos` takes 3).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import os
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
-from mgray.config import Run
+from mgray.config import Run, ScaleSection
 from mgray.data.ingest import ingest
 from mgray.data.synthetic import write_motion_videos
 from mgray.report.records import RunRecords, read_run
-from mgray.trainer import train
-from tests.integration.test_equality import equality_run
+from mgray.train.checkpoint import newest_checkpoint
+from mgray.trainer import ray_running, train
+from tests.integration.test_equality import assert_same, equality_run
+
+TIMES = int(os.environ.get("CHAOS_TIMES", "1"))
+ROWS: dict[str, list[tuple[int, float]]] = {}
+"""For each fault the steps that were repeated and the seconds without a step, each time."""
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +38,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """48 training and 16 validation videos of four motions, 12 frames of 64x48 pixels, ingested."""
     root = tmp_path_factory.mktemp("motion")
     write_motion_videos(str(root / "videos"), classes=4, clips_per_class=16, frames=12, width=64, height=48, seed=0)
-    ingest(str(root / "videos"), str(root / "shards"), val_fraction=0.25, num_workers=2)
-    ray.shutdown()
+    with ray_running(Run()):
+        ingest(str(root / "videos"), str(root / "shards"), val_fraction=0.25, num_workers=2)
     return str(root / "shards")
+
+
+@pytest.fixture(scope="module")
+def ray_instance() -> Iterator[None]:
+    """A local Ray for the faults that need no nodes."""
+    with ray_running(Run(scale=ScaleSection(workers=6, cpus=1.0))):
+        yield
 
 
 @pytest.fixture
@@ -43,7 +64,7 @@ def cluster() -> Iterator[Cluster]:
 
 def long_run(shards: str, storage: Path, name: str, epochs: int = 240, **scale: object) -> Run:
     """The run of the equality tests, longer; its validations are few."""
-    run = equality_run(shards, storage, name, **scale)
+    run = equality_run(shards, storage, name, **{"save_every": 20, **scale})
     return dataclasses.replace(
         run,
         plan=dataclasses.replace(run.plan, epochs=epochs, lr_steps=(0, epochs - 1)),
@@ -69,3 +90,56 @@ def trained_while(run: Run, disturb: Callable[[], None]) -> RunRecords:
     if errors:
         raise errors[0]
     return read_run(Path(run.storage) / run.name)
+
+
+def step_at_random(seed: int, num_steps: int) -> int:
+    """A step in the middle half of a run, another for each seed."""
+    return random.Random(seed).randrange(num_steps // 4, 3 * num_steps // 4)
+
+
+def gaps_s(records: RunRecords) -> list[float]:
+    """Seconds from the last step of each attempt to the first of the next."""
+    lines = [json.loads(line) for line in (records.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    return [b["time"] - a["time"] for a, b in itertools.pairwise(steps) if b["attempt"] != a["attempt"]]
+
+
+def weights(records: RunRecords) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(newest_checkpoint(records.path) / "state.pt", weights_only=True)[
+        "model"
+    ]
+    return found
+
+
+def bore(
+    fault: str, records: RunRecords, undisturbed: RunRecords, *, same_ranks: bool, repeated: int | None = None
+) -> None:
+    """A disturbed run came to the same end: bit by bit on as many ranks, else up to the order of summation; note what it cost."""
+    if same_ranks:
+        ours, theirs = weights(records), weights(undisturbed)
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert_same(records, undisturbed)
+    if repeated is not None:
+        assert records.num_repeated <= repeated
+    ROWS.setdefault(fault, []).append((records.num_repeated, max(gaps_s(records), default=0.0)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if ROWS:
+        terminalreporter.section("faults")
+        terminalreporter.write_line("| fault | times | steps recomputed | seconds to the next step | lost samples |")
+        terminalreporter.write_line("| --- | --- | --- | --- | --- |")
+    for fault, rows in ROWS.items():
+        steps, seconds = zip(*rows, strict=True)
+        spans = [
+            f"{min(values):.0f}" + (f" to {max(values):.0f}" if max(values) - min(values) >= 1 else "")
+            for values in (steps, seconds)
+        ]
+        terminalreporter.write_line(f"| {fault} | {len(rows)} | {spans[0]} | {spans[1]} | 0 |")
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 120.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

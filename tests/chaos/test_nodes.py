@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 
-from mgray.report.records import RunRecords
-from tests.chaos.conftest import long_run, trained_while
+from mgray.control import driver_of, status_of
+from mgray.report.records import RunRecords, read_run
+from mgray.trainer import train
+from tests.chaos.conftest import bore, gaps_s, long_run, trained_while
 from tests.integration.test_equality import wait_for_step
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+EPOCHS = 1200
+"""Long enough for a run to go on for a minute after a node has come back."""
 
 
-def gap_s(records: RunRecords) -> list[float]:
-    """Seconds from the last step of each attempt to the first of the next."""
-    lines = [json.loads(line) for line in (records.path / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "step"]
-    return [b["time"] - a["time"] for a, b in itertools.pairwise(steps) if b["attempt"] != a["attempt"]]
+@pytest.fixture(scope="module")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
+    """The run on one worker of a local Ray."""
+    return read_run(train(long_run(shards, tmp_path_factory.mktemp("one"), "one", epochs=EPOCHS)).folder)
 
 
 def workers_of(records: RunRecords) -> list[str]:
     return [e.detail for e in records.events if e.event in ("start", "resume")]
 
 
-def test_a_node_is_lost_and_another_comes(cluster: Cluster, shards: str, tmp_path: Path) -> None:
+def test_a_node_is_lost_and_another_comes(
+    undisturbed: RunRecords, cluster: Cluster, shards: str, tmp_path: Path
+) -> None:
     """Two workers, one after the loss, two again: the steps since the last checkpoint are repeated after the loss, none at the growth."""
     cluster.add_node(num_cpus=1)
     lost = cluster.add_node(num_cpus=1)
     folder = tmp_path / "nodes"
-    run = long_run(shards, tmp_path, "nodes", epochs=1200, workers="1:2", save_every=20, resize_every_s=1.0)
+    run = long_run(shards, tmp_path, "nodes", epochs=EPOCHS, workers="1:2", resize_every_s=1.0)
 
     def disturb() -> None:
         wait_for_step(folder, 30)
@@ -41,12 +47,53 @@ def test_a_node_is_lost_and_another_comes(cluster: Cluster, shards: str, tmp_pat
         cluster.add_node(num_cpus=1)
 
     records = trained_while(run, disturb)
-    print(
-        workers_of(records),
-        gap_s(records),
-        records.num_repeated,
-        [(e.step, e.event, e.detail, e.time) for e in records.events if e.event != "checkpoint"],
-    )
     assert workers_of(records) == ["2 workers on cpu", "1 workers on cpu", "2 workers on cpu"]
-    assert records.num_repeated <= 20
-    assert gap_s(records)[0] < 20
+    assert [e.detail for e in records.events if e.event == "leave"] == ["resize"]
+    bore("a node lost, another joins", records, undisturbed, same_ranks=False, repeated=20)
+    print("seconds without a step:", gaps_s(records))
+
+
+def test_a_node_is_given_notice(undisturbed: RunRecords, cluster: Cluster, shards: str, tmp_path: Path) -> None:
+    """Its workers save before the next step and go on without it: nothing is repeated."""
+    cluster.add_node(num_cpus=1)
+    going = cluster.add_node(num_cpus=1)
+    folder = tmp_path / "notice"
+    run = long_run(shards, tmp_path, "notice", epochs=EPOCHS, workers="1:2", save_every=100_000, save_s=0.0)
+
+    def disturb() -> None:
+        wait_for_step(folder, 30)
+        # what an autoscaler does when a spot instance is reclaimed
+        drain = [
+            "drain-node", "--address", cluster.address, "--node-id", going.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message", "reclaimed", "--deadline-remaining-seconds", "60",
+        ]  # fmt: skip
+        subprocess.run([str(Path(sys.executable).parent / "ray"), *drain], check=True, capture_output=True, timeout=60)
+
+    records = trained_while(run, disturb)
+    assert workers_of(records) == ["2 workers on cpu", "1 workers on cpu"]
+    assert [e.detail for e in records.events if e.event == "leave"] == [f"notice: {going.node_id}"]
+    bore("notice for a node (drained)", records, undisturbed, same_ranks=False, repeated=0)
+
+
+def test_a_run_waits_for_room_and_says_so(
+    cluster: Cluster, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = long_run(shards, tmp_path, "waits", epochs=40, workers=2)
+    cluster.add_node(num_cpus=1)
+
+    def disturb() -> None:
+        import time
+
+        deadline, out = time.monotonic() + 60, ""
+        while "waiting for room" not in out:
+            out += capsys.readouterr().out
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert "waiting for room: 2 workers of 1 CPU each, the cluster has room for 1" in out
+        with driver_of(tmp_path / "waits") as driver:
+            assert "step" not in status_of(driver)
+        cluster.add_node(num_cpus=1)
+
+    records = trained_while(run, disturb)
+    assert workers_of(records) == ["2 workers on cpu"]
+    assert json.loads((tmp_path / "waits" / "run.json").read_text())["scale"]["workers"] == 2

@@ -174,18 +174,22 @@ def kill_at(folder: Path, step: int, victims: Callable[[], list[int]]) -> None:
 
 
 def one_worker() -> list[int]:
-    """The process of a Ray Train worker of ours that is at work (Ray names its processes)."""
+    """The process of a Ray Train worker of ours that is at work."""
+    return named_processes("ray::RayTrainWorker")[:1]
+
+
+def named_processes(start: str) -> list[int]:
+    """Processes of our Ray whose name begins so (Ray names them by what they do)."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                name = (entry / "cmdline").read_bytes().split(b"\0")[0]
-                ours = parent(parent(int(entry.name))) == os.getpid()
+                name = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
+                if name.startswith(start) and parent(parent(int(entry.name))) == os.getpid():
+                    found.append(int(entry.name))
             except OSError:
                 continue  # it has just ended
-            if name.startswith(b"ray::RayTrainWorker") and ours:
-                found.append(int(entry.name))
-    return found[:1]
+    return sorted(found)
 
 
 def parent(pid: int) -> int:
