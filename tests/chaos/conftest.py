@@ -20,6 +20,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
+from mgray.audit import audit
 from mgray.config import Run, ScaleSection
 from mgray.data.ingest import ingest
 from mgray.data.synthetic import write_motion_videos
@@ -119,6 +120,8 @@ def bore(
         ours, theirs = weights(records), weights(undisturbed)
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     assert_same(records, undisturbed)
+    proof = audit(records.path)
+    assert proof.failure is None, proof
     if repeated is not None:
         assert records.num_repeated <= repeated
     ROWS.setdefault(fault, []).append((records.num_repeated, max(gaps_s(records), default=0.0)))

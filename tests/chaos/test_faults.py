@@ -17,6 +17,11 @@ import pytest
 import ray
 
 from mgray.control import ask, driver_of, status_of
+from mgray.data.ingest import ingest
+from mgray.data.manifest import SOURCE
+from mgray.data.shard import ShardSet
+from mgray.data.synthetic import write_motion_videos
+from mgray.errors import DataError
 from mgray.plan import Plan
 from mgray.report.records import RunRecords, read_run
 from mgray.trainer import train
@@ -163,6 +168,31 @@ def test_a_full_object_store(undisturbed: RunRecords, shards: str, tmp_path: Pat
 
     records = trained_while(run, disturb)
     bore("object store under pressure", records, undisturbed, same_ranks=True, repeated=20)
+
+
+def test_broken_videos(undisturbed: RunRecords, tmp_path: Path) -> None:
+    """3 of 48 are cut off or gone since they were indexed: the same substitutes on one worker and on two."""
+    videos, index = tmp_path / "videos", tmp_path / "index"
+    write_motion_videos(str(videos), classes=4, clips_per_class=16, frames=12, width=64, height=48, seed=0)
+    ingest(str(videos), str(index), levels=SOURCE, val_fraction=0.25, num_workers=2)
+    shards = ShardSet.open(str(index))
+    paths = [Path(shards.path("train", sample)) for sample in (5, 17, 40)]
+    files = [path if path.is_absolute() else videos / path for path in paths]
+    files[0].write_bytes(files[0].read_bytes()[: files[0].stat().st_size // 2])
+    files[1].write_bytes(b"")
+    files[2].unlink()
+    found = {}
+    for workers in (1, 2):
+        run = long_run(str(index), tmp_path, f"broken{workers}", workers=workers)
+        found[workers] = read_run(
+            train(dataclasses.replace(run, data=dataclasses.replace(run.data, max_broken=0.1))).folder
+        )
+        lines = [json.loads(line) for line in (found[workers].path / "metrics.jsonl").read_text().splitlines()]
+        assert sorted(line["sample"] for line in lines if line["kind"] == "quarantine") == [5, 17, 40]
+    bore("6 % of the videos broken", found[2], found[1], same_ranks=False, repeated=0)
+    strict = long_run(str(index), tmp_path, "strict", workers=2)
+    with pytest.raises(DataError, match=r"of 48 train videos are broken, more than data.max_broken = 0.01"):
+        train(strict)
 
 
 def test_two_programs_never_train_one_run(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
