@@ -59,10 +59,13 @@ class Attempts:
             MgrayError: what kept the run from its end.
         """
         failures, without = 0, frozenset[str]()
-        need = self._need()
+        need, before = self._need(), 0
         while True:
             least, most = self._bounds()
             workers = self._wait_for_room(need, least, most, without)
+            if before not in (0, workers):
+                self.say(f"goes on with {workers} workers instead of {before}")
+            before = workers
             with self._growing(need, workers, most, without):
                 error = self._fit(need, least, workers)
             status = ray.get(self.driver.status.remote())
@@ -73,6 +76,8 @@ class Attempts:
                 if status["left"] == "stop":
                     return "stop"
                 without |= set(status["leaving_nodes"])
+                if status["left"] == "notice":
+                    self.say("a node is about to go: saved, the next attempt does without it")
                 continue
             if error is None and failure is None:
                 return ""
@@ -82,6 +87,9 @@ class Attempts:
                 raise TrainingError(
                     "run", self.run.name, f"failed and was given up ({problem})", "see the logs in Ray's session folder"
                 )
+            self.say(
+                f"workers were lost, goes on from the last checkpoint (failure {failures} of at most {self.run.scale.max_failures})"
+            )
 
     def _need(self) -> Need:
         scale = self.run.scale

@@ -24,6 +24,7 @@ from mgray.data.synthetic import write_motion_videos
 from mgray.errors import DataError
 from mgray.plan import Plan
 from mgray.report.records import RunRecords, read_run
+from mgray.train.checkpoint import newest_checkpoint
 from mgray.trainer import train
 from tests.chaos.conftest import TIMES, bore, long_run, step_at_random, trained_while
 from tests.integration.test_equality import kill_at, named_processes, wait_for_step
@@ -140,12 +141,12 @@ def test_the_newest_checkpoint_is_cut(undisturbed: RunRecords, shards: str, tmp_
             ask(driver, "stop", 0.0, stop_at)
 
     trained_while(run, stop)
-    files = [path.name for path in max((tmp_path / "cut").glob("checkpoint_*")).iterdir()]
+    files = [path.name for path in newest_checkpoint(tmp_path / "cut").iterdir()]
     assert {"meta.json", "state.pt"} <= set(files)
     for name in files:
         storage = tmp_path / name
         shutil.copytree(tmp_path / "cut", storage / "cut")
-        file = max((storage / "cut").glob("checkpoint_*")) / name
+        file = newest_checkpoint(storage / "cut") / name
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         moved = dataclasses.replace(run, storage=str(storage))
         snapshot = storage / "cut" / "checkpoint_manager_snapshot.json"

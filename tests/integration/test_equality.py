@@ -127,7 +127,9 @@ def test_micro_batches(undisturbed: RunRecords, shards: str, tmp_path: Path) -> 
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(undisturbed.steps.loss.tolist()), rtol=1e-5, atol=0.0)
 
 
-def test_a_killed_worker_loses_nothing(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
+def test_a_killed_worker_loses_nothing(
+    undisturbed: RunRecords, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = equality_run(shards, tmp_path, "killed", workers=2)
     killer = threading.Thread(target=kill_at, args=(tmp_path / "killed", 12, one_worker))
     killer.start()
