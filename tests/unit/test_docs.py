@@ -2,59 +2,187 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
+import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
+import mgray.model
 from mgray import cli
+from mgray.config import Run
 from mgray.plan import Plan
-from tests.support.commands import check_parses, commands_in
+from tests.support.commands import (
+    PAGES,
+    ROOT,
+    anchors_in,
+    blocks_in,
+    check_parses,
+    commands_in,
+    links_in,
+    tables_in,
+    why_not_run,
+)
+from tests.support.videos import write_tree
 from tests.unit.test_pyslowfast import KINETICS
 from workloads import dataset_of, find
 
-ROOT = Path(__file__).parents[2]
-
-
-def _shortened(arguments: list[str]) -> bool:
-    return "--plan.epochs" in arguments and "--plan.lr-steps" not in arguments
-
-
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "log.md")]
-"""The log tells of commands as they were."""
-REFUSED = pytest.mark.xfail(reason="README's training of 40 epochs keeps decays at 42 and 52: to be reworded there")
 COMMANDS = [
-    pytest.param(
-        arguments,
-        id=f"{page.stem}: {' '.join(arguments)[:60]}",
-        marks=[REFUSED] if page.stem == "README" and _shortened(arguments) else [],
-    )
+    pytest.param(arguments, id=f"{page.stem}: {' '.join(arguments)[:60]}")
     for page in PAGES
     for arguments in commands_in(page.read_text())
 ]
-NEEDS_FILES = {"--pyslowfast", "--step-times", "--decode-rate", "--data.path", "--plot"}
+SNIPPETS = [
+    pytest.param(block, id=f"{page.stem} {number}")
+    for page in PAGES
+    for number, block in enumerate(blocks_in(page.read_text(), "python"))
+    if "runs/" not in block
+]
+"""Those about a run are executed in tests/integration/test_docs.py."""
+MODELLED = {"--step-times", "--decode-rate", "--gpus"}
+"""Options of `mgray plan` that name a run, or take seconds: see tests/integration/test_docs.py."""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the documents take for granted: videos, a PySlowFast file, weights, a search's best run."""
+    root = tmp_path_factory.mktemp("docs")
+    write_tree(root / "videos", {"left": 3, "right": 3})
+    (root / "SLOWFAST_8x8_R50_stepwise.yaml").write_text(KINETICS)
+    for name in ("slowfast.pt", "i3d_init.pt", "runs/folder", "search/best.json"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    (root / "search" / "best.json").write_text(json.dumps(Run().to_json()))
+    return root
+
+
+def on_videos(arguments: list[str]) -> list[str]:
+    """A command on the tiny videos in place of whatever data it names."""
+    changed, before = [], ""
+    for word in arguments:
+        if before not in ("--data.videos", "--storage") and word not in ("--data.videos", "--storage"):
+            changed.append("videos" if before == "--data.path" else word)
+        before = word
+    return changed
 
 
 def test_commands_are_found_in_fenced_blocks_only() -> None:
     text = "mgray plan no\n```sh\n$ mgray plan demo  # words\nX=1 mgray train demo \\\n  --name 'a b' | tee log\nmgray: warning\n```\n"
     assert list(commands_in(text)) == [["plan", "demo"], ["train", "demo", "--name", "a b"]]
-    assert len(COMMANDS) > 25
+    assert len(COMMANDS) > 100
+
+
+def test_commands_that_are_not_run() -> None:
+    assert not why_not_run(["train", "folder", "--data.path", "videos/", "--scale.workers", "2"])
+    assert not why_not_run(["convert", "runs/folder", "folder.pyth"])
+    assert why_not_run(["train", "folder", "--scale.address", "auto"]) == "a cluster or a bucket"
+    assert why_not_run(["convert", "SLOWFAST_8x8_R50.pyth", "slowfast.pt"]) == "another library's weights"
+    assert why_not_run(["eval", "runs/ssv2_slowfast_r50"]) == "a published dataset"
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)
-def test_commands_parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    if "--pyslowfast" in arguments:  # what it says is read before the options are
-        Path(arguments[arguments.index("--pyslowfast") + 1]).write_text(KINETICS)
+def test_commands_parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    monkeypatch.chdir(workspace)
     check_parses(arguments, monkeypatch)
 
 
+@pytest.mark.parametrize("arguments", [p for p in COMMANDS if p.values[0][0] == "train"])
+def test_runs_are_accepted(arguments: list[str], monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    """All that `mgray train` refuses before Ray starts."""
+    trained: list[Run] = []
+    stub = types.ModuleType("mgray.trainer")
+    stub.train = lambda run, verbose: trained.append(run)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mgray.trainer", stub)
+    monkeypatch.chdir(workspace)
+    for name in re.findall(r"runs/\w+", " ".join(arguments)):
+        Path(name).touch()
+    extra = ["--data.path", "videos"] if "--data.path" not in arguments else []
+    assert cli.main([*on_videos(arguments), *extra, "--storage", "storage"]) == 0
+    assert len(trained) == 1
+
+
 @pytest.mark.parametrize(
-    "arguments", [p for p in COMMANDS if p.values[0][0] == "plan" and not {w.split("=")[0] for w in p.values[0]} & NEEDS_FILES]
-)  # fmt: skip
-def test_plans_are_printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(arguments) == 0
-    assert capsys.readouterr().out
+    "arguments", [p for p in COMMANDS if p.values[0][0] == "plan" and not set(p.values[0]) & MODELLED]
+)
+def test_plans_are_printed(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace)
+    assert cli.main(on_videos(arguments)) == 0
+    assert "steps" in capsys.readouterr().out
+
+
+def test_the_table_of_the_concepts_is_that_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text()
+    shown = next(block for block in blocks_in(text) if block.startswith("$ mgray plan"))
+    command, _, table = shown.partition("\n")
+    assert cli.main(command.split()[2:]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert [line.rstrip() for line in table.splitlines()] == lines
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mgray.model, "MODELS", dict(mgray.model.MODELS))
+    _published_kinetics(tmp_path)
+    exec(snippet, {"__name__": "snippet"})
+    if "k400" in snippet:
+        with (tmp_path / "k400" / "lists" / "train.csv").open() as file:
+            assert [row["youtube_id"] for row in csv.DictReader(file)] == ["train_there"]
+
+
+def test_the_clips_that_come_twice_are_replaced(tmp_path: Path) -> None:
+    script = next(
+        block for block in blocks_in((ROOT / "docs" / "datasets.md").read_text(), "sh") if "replacement" in block
+    )
+    _published_kinetics(tmp_path)
+    (tmp_path / "k400" / "replacement" / "x").mkdir(parents=True)
+    (tmp_path / "k400" / "replacement" / "x" / "train_there_000001_000011.mp4").write_text("whole")
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True)
+    assert (tmp_path / "k400" / "train" / "train_there_000001_000011.mp4").read_text() == "whole"
+    assert not (tmp_path / "k400" / "replacement").exists()
+
+
+def _published_kinetics(root: Path) -> None:
+    """Lists with a clip that is there and one that is not."""
+    for name in ("annotations", "train", "val"):
+        (root / "k400" / name).mkdir(parents=True)
+    for side in ("train", "val"):
+        rows = [f"x,{clip},1,11,{side}\n" for clip in (f"{side}_there", f"{side}_missing")]
+        (root / "k400" / "annotations" / f"{side}.csv").write_text(
+            "label,youtube_id,time_start,time_end,split\n" + "".join(rows)
+        )
+        (root / "k400" / side / f"{side}_there_000001_000011.mp4").touch()
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "docs" / "log.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem
+)
+def test_links_and_tables_hold(page: Path) -> None:
+    text = page.read_text()
+    for target in links_in(text):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            other = (page.parent / path) if path else page
+            assert other.exists(), target
+            assert not anchor or anchor in anchors_in(other.read_text()), target
+    for table in tables_in(text):
+        cells = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
+        assert len(set(cells)) == 1, table[cells.index(max(cells))]
+
+
+def test_the_readme_is_short_and_leads_everywhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 200
+    assert {path.name for path in PAGES[1:]} <= {Path(target.partition("#")[0]).name for target in links_in(text)}
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in PAGES:
+        assert set(re.findall(r"(?:^|`)make (\w+)", page.read_text(), re.MULTILINE)) <= set(targets)
 
 
 def test_phase_tables_of_the_datasets_are_those_of_the_plans() -> None:
