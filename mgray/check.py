@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -44,6 +45,7 @@ def check_input(run: Run) -> None:
         DataError: the data is not there, or neither whole shards nor a set of labelled videos.
     """
     check_model(run.model)
+    check_tracker(run)
     _check_mixing(run)
     if run.train.compile:
         check_compiler()
@@ -150,6 +152,19 @@ def check_name(run: Run) -> None:
                 "name", run.name, f"is a run with other settings ({differences(earlier.to_json(), run)})",
                 f"give another --name, or remove {stored.parent}",
             )  # fmt: skip
+
+
+def check_tracker(run: Run) -> None:
+    """Refuse a tracker whose package is not installed here.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    packages = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
+    if run.track and importlib.util.find_spec(run.track) is None:
+        raise ConfigError(
+            "track", run.track, "is not installed", f"pip install {packages[run.track]} on all nodes, or leave it out"
+        )
 
 
 def is_shards(path: str) -> bool:

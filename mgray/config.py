@@ -297,6 +297,8 @@ class Run:
     """Name of the run: its records are under `storage`/`name`. The same name again goes on where that run stopped."""
     storage: str = "runs"
     """Folder (or s3://, gs:// address) that holds the records and checkpoints of runs."""
+    track: Literal["", "mlflow", "wandb"] = ""
+    """Tracker beside TensorBoard, if it is installed: mlflow (MLFLOW_TRACKING_URI, else `storage`/mlflow) or wandb."""
     plan: PlanSpec = field(default_factory=PlanSpec)
     data: DataSection = field(default_factory=DataSection)
     model: ModelSection = field(default_factory=ModelSection)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.util.metrics import Gauge
 
 from mgray.errors import ConfigError, TrainingError
 from mgray.plan import Plan
@@ -21,10 +22,27 @@ FUTILE_ATTEMPTS = 3
 """Attempts that begin at the same step, none getting further, after which the run is given up."""
 
 
+GAUGES = {
+    "step": ("mgray_step", "Steps done"),
+    "done": ("mgray_done", "Share of the schedule's voxels that is trained, 0 to 1"),
+    "phase": ("mgray_phase", "Phase of the schedule"),
+    "epoch": ("mgray_epoch", "Epoch"),
+    "lr": ("mgray_learning_rate", "Learning rate"),
+    "loss": ("mgray_loss", "Mean training loss since the last flush"),
+    "score": ("mgray_score", "Last validation: top-1, or mAP of multi-label videos, 0 to 1"),
+    "clips_per_s": ("mgray_clips_per_second", "Clips trained per second, all workers"),
+    "wait_share": ("mgray_wait_share", "Share of the time that rank 0 waits for data, 0 to 1"),
+    "workers": ("mgray_workers", "Training workers"),
+}
+"""Progress that Ray's dashboard and Prometheus show, with the tag `run`: name and description."""
+
+
 class ScheduleDriver:
     """Schedule state, versioned and append-only, open requests, and the latest progress of one run."""
 
-    def __init__(self, plan: Plan, state: ScheduleState) -> None:
+    def __init__(self, plan: Plan, state: ScheduleState, name: str = "") -> None:
+        self._name = name
+        self._gauges: dict[str, Gauge] = {}
         self._plan = plan
         self._state = state
         self._next_step: int | None = None
@@ -83,10 +101,20 @@ class ScheduleDriver:
     async def show(self, progress: dict[str, Any], state: ScheduleState, step: int) -> bool:
         """Rank 0 says how far it is, and what a driver that was restarted has to know; True asks it to `sync`."""
         self._progress = progress
+        if self._name:
+            self._measure(progress)
         self._state = self._state.newer(state)
         # calls may overtake each other: only sync lowers the step
         self._next_step = max(step, self._next_step or 0)
         return bool(self._pending) or self._state.version > state.version
+
+    def _measure(self, progress: dict[str, Any]) -> None:
+        for key in GAUGES.keys() & progress.keys():
+            if key not in self._gauges:
+                name, description = GAUGES[key]
+                self._gauges[key] = Gauge(name, description, tag_keys=("run",))
+                self._gauges[key].set_default_tags({"run": self._name})
+            self._gauges[key].set(float(progress[key]))
 
     async def begin(self, step: int) -> bool:
         """A worker group starts from `step`; False where going on is pointless and it should return at once."""
@@ -153,7 +181,7 @@ def start_driver(name: str, plan: Plan, state: ScheduleState) -> Any:
     # one thread of control: the methods never wait, so they do not interleave
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ScheduleDriver)
     try:
-        return actor.options(name=driver_name(name), namespace=NAMESPACE).remote(plan, state)
+        return actor.options(name=driver_name(name), namespace=NAMESPACE).remote(plan, state, name)
     except ValueError:
         raise ConfigError(
             "name", name, "is a run in progress on this cluster", "wait for it, or give another --name"

@@ -460,6 +460,7 @@ def _group_key(records: RunRecords) -> tuple[Run, tuple[str, ...]]:
         run,
         name="run",
         storage="",
+        track="",
         data=dataclasses.replace(run.data, path=""),
         train=dataclasses.replace(run.train, seed=0),
     )

@@ -6,6 +6,7 @@ import html
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 import shlex
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mgray.errors import DataError
+from mgray.report.classes import classes_html
 from mgray.report.command import train_command
 from mgray.report.compare import Comparison, Row, compare
 from mgray.report.phases import PhaseResult, phase_results
@@ -65,6 +67,7 @@ def _page(comparison: Comparison, pictures: Sequence[Picture], commands: Sequenc
         "" if comparison.is_alone else _targets(comparison),
         "<h2>Pictures</h2>" if pictures else "",
         *_pictures(pictures),
+        *_classes(comparison),
         "<h2>Phases</h2>",
         _card(*(_phases(run, is_open=run in _firsts(comparison)) for run in records)),
         "<h2>Events</h2>",
@@ -183,16 +186,37 @@ def _notes(comparison: Comparison) -> str:
     return f'<ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes())}</ul>'
 
 
+def _classes(comparison: Comparison) -> list[str]:
+    """The last validation of each run by class; nothing where none was recorded."""
+    found = [
+        _details(result.records.name, content, is_open=result is group.results[0])
+        for group in comparison.groups for result in group.results if (content := classes_html(result.records))
+    ]  # fmt: skip
+    return ["<h2>Classes</h2>", _card(*found)] if found else []
+
+
 def _phases(run: RunRecords, *, is_open: bool) -> str:
     phases = phase_results(run)
     if not phases:
         return _details(run.name, _caption("No step has been trained yet."), is_open=is_open)
     head = ["phase", "stage", "epochs", "frames", "crops", "clips", "lr", "steps", "time", "clips/s",
             "voxels/s", "data wait"]  # fmt: skip
-    return _details(run.name, _table(head, [_row(*_phase_cells(phase)) for phase in phases], "dense"), is_open=is_open)
+    is_sampled = any(not math.isnan(phase.cpu_share) for phase in phases)
+    is_gpu = any(not math.isnan(phase.gpu_share) for phase in phases)
+    head += ["CPU"] * is_sampled + ["GPU"] * is_gpu
+    note = _caption(
+        "CPU is the share of all cores of rank 0's node that were busy, GPU that of rank 0's GPU; means of samples."
+    )
+    note = note if is_sampled else ""
+    return _details(
+        run.name,
+        note
+        + _table(head, [_row(*_phase_cells(phase, is_sampled=is_sampled, is_gpu=is_gpu)) for phase in phases], "dense"),
+        is_open=is_open,
+    )
 
 
-def _phase_cells(phase: PhaseResult) -> tuple[str, ...]:
+def _phase_cells(phase: PhaseResult, *, is_sampled: bool, is_gpu: bool) -> tuple[str, ...]:
     plan = phase.planned
     first, last = plan["first_epoch"], plan["last_epoch"]
     steps = whole(phase.num_steps)
@@ -209,6 +233,8 @@ def _phase_cells(phase: PhaseResult) -> tuple[str, ...]:
         f"{phase.clips_per_s:,.1f}",
         magnitude(phase.voxels_per_s),
         percent(phase.wait_share),
+        *([percent(phase.cpu_share)] if is_sampled else []),
+        *([percent(phase.gpu_share)] if is_gpu else []),
     )
 
 
@@ -268,7 +294,7 @@ def _differences(comparison: Comparison) -> str:
     rows = [
         _row(key, *(_shown(tree[key]) for tree in trees))
         for key in trees[0]
-        if key not in ("name", "storage", "train.seed") and len({_shown(tree[key]) for tree in trees}) > 1
+        if key not in ("name", "storage", "track", "train.seed") and len({_shown(tree[key]) for tree in trees}) > 1
     ]
     head = ["field", *(html.escape(group.label) for group in comparison.groups)]
     return f"<h3>What differs</h3>{_table(head, rows, 'text')}" if rows else _caption("The configurations are equal.")

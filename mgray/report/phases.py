@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,9 @@ class PhaseResult:
     """Distinct values over its steps, rising; so are the crops (pixels) and clips."""
     crop_levels: tuple[int, ...]
     clip_levels: tuple[int, ...]
+    cpu_share: float
+    """Mean over samples of how busy rank 0's node was, NaN where there is none; likewise its GPU."""
+    gpu_share: float
 
     @property
     def frames(self) -> int:
@@ -74,6 +79,13 @@ def phase_results(records: RunRecords) -> tuple[PhaseResult, ...]:
                 frame_levels=tuple(int(x) for x in np.unique(steps.frames[places])),
                 crop_levels=tuple(int(x) for x in np.unique(steps.crop[places])),
                 clip_levels=tuple(int(x) for x in np.unique(steps.clips[places])),
+                cpu_share=_mean([s.cpu for s in records.samples if steps.step[first] <= s.step <= steps.step[last]]),
+                gpu_share=_mean([s.gpu for s in records.samples if steps.step[first] <= s.step <= steps.step[last]]),
             )
         )
     return tuple(results)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan

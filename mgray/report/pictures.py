@@ -15,7 +15,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from mgray.report.bands import amended, schedule
+from mgray.report.classes import confusion_of
 from mgray.report.compare import Comparison
+from mgray.report.confusion import plot_confusion
 from mgray.report.curves import AXES, curves
 from mgray.report.plots import PNG_DPI, SERIES, STYLE, VARIABLES, accuracy_over_time, throughput
 
@@ -98,6 +100,12 @@ def draw_pictures(comparison: Comparison, out: Path) -> tuple[Picture, ...]:
                         "Its schedule was amended while it trained: filled is the plan as it stands, dashed as it was first, "
                         "both over training cost. Numbers are those of its events.",
                     )
+    for result in results:
+        records = result.records
+        confusion_CC = confusion_of(records)
+        if confusion_CC is not None and records.data is not None:
+            name = re.sub(r"[^A-Za-z0-9_-]+", "-", records.name)
+            plot_confusion(confusion_CC, records.data.classes, out / f"confusion_{name}.png")
     return tuple(pictures)
 
 

@@ -100,6 +100,32 @@ class QuarantineRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRecord:
+    """How busy rank 0's node and GPU were, each 0 to 1; NaN where it is not known."""
+
+    attempt: int
+    step: int
+    cpu: float
+    gpu: float
+    gpu_gib: float
+    """GPU memory that torch held, GiB."""
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassRecord:
+    """What the last validation found of each class."""
+
+    step: int
+    confusion: tuple[tuple[int, int, int], ...]
+    """Class, predicted class and videos, none of 0 videos; empty where videos have several classes."""
+    support: tuple[int, ...]
+    """Videos of each class, where they have several; empty where they have one."""
+    average_precision: tuple[float, ...]
+    """Of each class, likewise; NaN where no video is of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataRecord:
     """The dataset that the run was trained on."""
 
@@ -130,6 +156,10 @@ class RunRecords:
     """Of all attempts, in the order in which they were written."""
     quarantined: tuple[QuarantineRecord, ...]
     """Broken videos that were met in training or validation, of all attempts, each once."""
+    samples: tuple[SampleRecord, ...]
+    """Of all attempts."""
+    classes: ClassRecord | None
+    """None before the first validation, and of runs that did not record it."""
     num_repeated: int
     """Steps that were trained again because their first result was lost with a worker."""
     lost: Mapping[int, int]
@@ -158,13 +188,14 @@ class RunRecords:
         return next((record.train_s for record in self.evals if record.score >= score), None)
 
 
-Kind: TypeAlias = Literal["step", "eval", "event", "quarantine"]
+Kind: TypeAlias = Literal["step", "eval", "event", "quarantine", "sample"]
 Value: TypeAlias = int | float | str
 FIELDS: Mapping[Kind, Mapping[str, str]] = {
     "step": {field.name: str(field.type) for field in dataclasses.fields(StepRecords)},
     "eval": {field.name: str(field.type) for field in dataclasses.fields(EvalRecord)},
     "event": {field.name: str(field.type) for field in dataclasses.fields(EventRecord)},
     "quarantine": {field.name: str(field.type) for field in dataclasses.fields(QuarantineRecord)},
+    "sample": {field.name: str(field.type) for field in dataclasses.fields(SampleRecord)},
 }
 READERS = {"IntColumn": int, "FloatColumn": float, "int": int, "float": float, "str": str}
 
@@ -206,6 +237,8 @@ def read_run(path: Path | str) -> RunRecords:
         evals=tuple(EvalRecord(**line) for line in evals),
         events=tuple(EventRecord(**line) for line in lines["event"]),
         quarantined=_quarantined(lines["quarantine"]),
+        samples=tuple(SampleRecord(**line) for line in lines["sample"]),
+        classes=_read_classes(path),
         num_repeated=num_repeated,
         lost=lost,
         num_unreadable=num_unreadable,
@@ -236,6 +269,23 @@ def _read_schedule(path: Path) -> ScheduleState | None:
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         raise _error(path, f"schedule.json cannot be read ({error})", "read it with the mgray that wrote it") from None
     return state if state.version else None
+
+
+def _read_classes(path: Path) -> ClassRecord | None:
+    if not (path / "validation.json").is_file():
+        return None
+    tree = _read_tree(path, "validation.json")
+    try:
+        return ClassRecord(
+            step=int(tree["step"]),
+            confusion=tuple((int(i), int(j), int(count)) for i, j, count in tree.get("confusion", ())),
+            support=tuple(int(count) for count in tree.get("support", ())),
+            average_precision=tuple(
+                float("nan") if value is None else float(value) for value in tree.get("average_precision", ())
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _error(path, f"validation.json lacks a value ({error})", "read it with the mgray that wrote it") from None
 
 
 def _read_data(path: Path) -> DataRecord | None:

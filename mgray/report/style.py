@@ -54,6 +54,17 @@ table.told th:last-child, table.told td:last-child { text-align: left; white-spa
 .choice > input:nth-of-type(4):checked ~ .panes > :nth-child(4),
 .choice > input:nth-of-type(5):checked ~ .panes > :nth-child(5),
 .choice > input:nth-of-type(6):checked ~ .panes > :nth-child(6) { display: block; }
+.matrix { display: grid; grid-template-columns: minmax(0, 3fr) minmax(240px, 2fr); gap: 24px; align-items: start; }
+.matrix h4 { margin: 0 0 6px; font-size: 14.5px; }
+.matrix svg rect { fill: var(--series-0); }
+.matrix svg rect.frame { fill: none; stroke: var(--rule); }
+.matrix svg text { fill: var(--ink); font-family: system-ui, sans-serif; }
+.matrix svg text.on { fill: var(--card); }
+table.pairs td, table.pairs th { white-space: normal; overflow-wrap: anywhere; }
+table.pairs td:nth-child(2), table.pairs th:nth-child(2) { text-align: left; }
+table.pairs td:last-child { white-space: nowrap; }
+table.bars td:last-child { width: 40%; }
+table.bars i { display: block; height: 10px; margin-top: 6px; border-radius: 3px; background: var(--series-0); }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 7px; }
 .notes { padding-left: 20px; margin: 10px 0 0; }
 details { border-top: 1px solid var(--rule); padding: 8px 0; }
@@ -65,6 +76,7 @@ pre { background: var(--code); border: 1px solid var(--rule); border-radius: 6px
   main { padding: 16px 10px 40px; }
   h1 { font-size: 21px; }
   .card { padding: 12px; }
+  .matrix { grid-template-columns: 1fr; }
   table { font-size: 13px; }
   th, td { padding: 5px 6px; }
   th:first-child { white-space: normal; }

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -16,10 +20,11 @@ from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
 from mgray.model.norm import grouped_norms
 from mgray.plan import ClipShape, Plan
-from mgray.train.scores import mean_average_precision
+from mgray.train.scores import average_precisions
 from mgray.train.session import Session
 from mgray.train.step import Worker
 
+T = TypeVar("T")
 Note = Callable[[Block | None], object]
 """Is shown each block of this rank."""
 
@@ -38,9 +43,19 @@ def validation_source(run: Run, shards: ShardSet) -> ValSource:
     )
 
 
-def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = lambda block: None) -> dict[str, float]:
-    """Scores over the whole validation split, the same on every rank: top1, top5, loss and num_clips; map, loss and num_clips where
-    videos have several classes.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """What a validation found, the same on every rank."""
+
+    scores: dict[str, float]
+    """top1, top5, loss and num_clips; map, loss and num_clips where videos have several classes."""
+    classes: dict[str, Any]
+    """Plain values. confusion: rows of (class, predicted class, videos), none of 0 videos; or, where videos have several classes,
+    support and average_precision of each class (null where no video is of it)."""
+
+
+def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = lambda block: None) -> Validation:
+    """Scores over the whole validation split, the same on every rank.
 
     Top-5 is over all classes where there are fewer than five. Videos that are broken are left out; `note` is shown each block.
     """
@@ -54,6 +69,7 @@ def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = l
         }
     ).to(session.device)
     losses, num_clips = MeanMetric().to(session.device), SumMetric().to(session.device)
+    cells = [np.zeros(0, np.int64)]
     worker.module.eval()
     with (
         torch.inference_mode(),
@@ -68,12 +84,26 @@ def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = l
             scores.update(logits, labels)
             losses.update(F.cross_entropy(logits, labels, reduction="none"))
             num_clips.update(len(labels))
+            cells.append(block.labels_N.astype(np.int64) * len(classes) + logits.argmax(1).cpu().numpy())
     worker.module.train()
     results = {name: float(value) for name, value in scores.compute().items()}
-    return {**results, "loss": float(losses.compute()), "num_clips": int(num_clips.compute())}
+    pairs, counts = np.unique(np.concatenate(_of_all_ranks(np.concatenate(cells), session)), return_counts=True)
+    rows = [[*divmod(pair, len(classes)), count] for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)]
+    return Validation(
+        scores={**results, "loss": float(losses.compute()), "num_clips": int(num_clips.compute())},
+        classes={"confusion": rows},
+    )
 
 
-def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource, note: Note) -> dict[str, float]:
+def _of_all_ranks(own: T, session: Session) -> list[T]:
+    """What each rank has, in the order of the ranks."""
+    whole = [own] * session.world_size
+    if session.world_size > 1:
+        dist.all_gather_object(whole, own)
+    return whole
+
+
+def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource, note: Note) -> Validation:
     scores, labels = [torch.zeros(0, len(source.shards.classes))], [torch.zeros(0, len(source.shards.classes))]
     worker.module.eval()
     with (
@@ -86,16 +116,20 @@ def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource, n
                 scores.append(worker.predict(block).float().cpu())
                 labels.append(torch.from_numpy(block.labels_N.copy()).float())
     worker.module.train()
-    whole = [(torch.cat(scores), torch.cat(labels))]
-    if session.world_size > 1:
-        whole *= session.world_size
-        dist.all_gather_object(whole, whole[0])
+    whole = _of_all_ranks((torch.cat(scores), torch.cat(labels)), session)
     logits_VK, labels_VK = (torch.cat(parts) for parts in zip(*whole, strict=True))
-    return {
-        "map": mean_average_precision(logits_VK.sigmoid(), labels_VK.long()),
-        "loss": float(F.binary_cross_entropy_with_logits(logits_VK.double(), labels_VK.double())),
-        "num_clips": len(labels_VK),
-    }
+    precision_K = average_precisions(logits_VK.sigmoid(), labels_VK.long())
+    return Validation(
+        scores={
+            "map": float(precision_K.nanmean().nan_to_num()),
+            "loss": float(F.binary_cross_entropy_with_logits(logits_VK.double(), labels_VK.double())),
+            "num_clips": len(labels_VK),
+        },
+        classes={
+            "support": labels_VK.sum(0).long().tolist(),
+            "average_precision": [None if math.isnan(value) else value for value in precision_K.tolist()],
+        },
+    )
 
 
 def precise_bn(

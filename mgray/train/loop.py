@@ -47,12 +47,14 @@ from mgray.train.checkpoint import (
 from mgray.train.compile import COMPILED, keep_graphs
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
+from mgray.train.load import LoadSampler
 from mgray.train.memory import MICRO_BATCHES, GroupsAtOnce, memory_key
 from mgray.train.metrics import MetricsWriter, losses_of, quarantined
 from mgray.train.optimizer import build_optimizer
 from mgray.train.quarantine import Finding, Quarantine
 from mgray.train.session import Session
 from mgray.train.step import Worker
+from mgray.train.track import open_sender
 
 _KEY_OF_SEED = 0x9E3779B97F4A7C15
 """Odd, so that no two seeds of 64 bits have the same key."""
@@ -137,11 +139,15 @@ class Loop:
         self._shown: dict[str, Any] = {}
         self._chain = 0
         self._load()
-        self._records = MetricsWriter(folder, attempt) if session.rank == 0 else None
+        self._records = self._open_records() if session.rank == 0 else None
         self._ledger = LedgerWriter(folder, attempt, self.step, self._chain) if session.rank == 0 else None
         known = quarantined(folder) if session.rank == 0 else {}
         self._quarantine = Quarantine(session, shards, run.data.max_broken, known)
         self._evals = frozenset(eval_steps(self.plan, run.train.evals))
+
+    def _open_records(self) -> MetricsWriter:
+        load, sender = LoadSampler(self.session.device), open_sender(self.run, self.folder)
+        return MetricsWriter(self.folder, self.attempt, load=load, sender=sender)
 
     def train(self) -> str:
         """Train to the end of the schedule; returns "" there, or why the attempt ends before it: stop, resize, or notice.
@@ -394,13 +400,15 @@ class Loop:
                 note = functools.partial(self._quarantine.note, "train", self.step)
                 precise_bn(self.worker, self.session, self.run, self.shards, self.step, note)
             note = functools.partial(self._quarantine.note, "val", self.step)
-            scores = evaluate(self.worker, self.session, validation_source(self.run, self.shards), note)
+            found = evaluate(self.worker, self.session, validation_source(self.run, self.shards), note)
+            scores = found.scores
             self._set_apart(self._quarantine.exchange()[1])
         if self._records is not None:
             epoch = self.plan.step_at(self.step - 1).epoch
             self._records.validation(
                 self.step, epoch=epoch, scores=scores, eval_s=time.perf_counter() - started, train_s=self._train_s
             )
+            self._records.classes(self.step, found.classes)
             self._records.flush()
             self._shown["score"] = scores["map"] if "map" in scores else scores["top1"]
             self.session.show(dict(self._shown), self.schedule, self.step)

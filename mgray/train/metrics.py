@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,33 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from mgray.plan import Step
+from mgray.train.load import LoadSampler
+from mgray.train.track import Sender
 
 METRICS = "metrics.jsonl"
+VALIDATION = "validation.json"
+SAMPLE_S = 2.0
+"""Least seconds between two looks at how busy the machine is."""
 
 
 class MetricsWriter:
     """Appends to a run's records; a later attempt's lines supersede those of an earlier one at the same step."""
 
-    def __init__(self, folder: Path, attempt: int) -> None:
+    def __init__(
+        self, folder: Path, attempt: int, *, load: LoadSampler | None = None, sender: Sender | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._attempt = attempt
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         if self._file.tell() and not _ends_with_newline(folder / METRICS):
             self._file.write("\n")  # the last writer was killed within a line
+        self._folder = folder
         self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._load, self._sender = load, sender
+        self._sampled_at = time.monotonic()
+        self._last: tuple[dict[str, float], int] | None = None
+        """Of the steps since the last flush, the last one."""
+        self._step = 0
 
     def step(
         self, step: Step, *, loss: float, top1: float, checksum: int, step_s: float, wait_s: float, train_s: float
@@ -40,20 +54,25 @@ class MetricsWriter:
             lr=step.lr, epoch=step.epoch, loss=loss, top1=top1, checksum=checksum, step_s=step_s, wait_s=wait_s, train_s=train_s,
         )  # fmt: skip
         clips_per_s = shape.clips / max(step_s, 1e-9)
-        for name, value in (
-            ("loss", loss),
-            ("top1", top1),
-            ("lr", step.lr),
-            ("clips_per_s", clips_per_s),
-            ("wait_s", wait_s),
-        ):
+        values = {"loss": loss, "top1": top1, "lr": step.lr, "clips_per_s": clips_per_s, "wait_s": wait_s}
+        for name, value in values.items():
             self._board.add_scalar(f"train/{name}", value, step.index)
+        self._last = {f"train/{name}": value for name, value in values.items()}, step.index
 
     def validation(self, steps: int, *, epoch: float, scores: dict[str, float], eval_s: float, train_s: float) -> None:
         """One validation after `steps` steps."""
         self._line("eval", steps, epoch=epoch, **scores, eval_s=eval_s, train_s=train_s)
-        for name in [name for name in ("top1", "top5", "map", "loss") if name in scores]:
-            self._board.add_scalar(f"val/{name}", scores[name], steps)
+        values = {f"val/{name}": scores[name] for name in ("top1", "top5", "map", "loss") if name in scores}
+        for name, value in values.items():
+            self._board.add_scalar(name, value, steps)
+        if self._sender is not None:
+            self._sender.log(values, steps)
+
+    def classes(self, steps: int, found: dict[str, Any]) -> None:
+        """What the newest validation found of each class, in place of the one before (`validation.json`)."""
+        part = self._folder / f".{VALIDATION}.part"
+        part.write_text(json.dumps({"step": steps, **found}))
+        os.replace(part, self._folder / VALIDATION)
 
     def event(self, step: int, event: str, detail: str = "") -> None:
         """Something that happened: start, resume, phase, checkpoint, stop, finish."""
@@ -65,13 +84,36 @@ class MetricsWriter:
         self._line("quarantine", step, split=split, sample=sample, path=path, reason=reason)
 
     def flush(self) -> None:
+        """Write what there is; sends the last step to the tracker and looks how busy the machine is, every now and then."""
+        now = time.monotonic()
+        if self._last is not None:
+            values, step = self._last
+            if self._load is not None and now - self._sampled_at >= SAMPLE_S:
+                self._sampled_at = now
+                load = self._load.sample()
+                self._line("sample", step, **load)
+                known = {f"load/{name}": value for name, value in load.items() if value is not None}
+                for name, value in known.items():
+                    self._board.add_scalar(name, value, step)
+                values |= known
+            if self._sender is not None:
+                self._sender.log(values, step)
+            self._last = None
+        if self._sender is not None and self._sender.failure:
+            failure, self._sender = self._sender.failure, None
+            self._line("event", self._step, event="track", detail=f"left out ({failure})")
         self._file.flush()
 
     def close(self) -> None:
+        self.flush()
+        if self._sender is not None:
+            self._sender.close()
+            self.flush()
         self._file.close()
         self._board.close()
 
     def _line(self, kind: str, step: int, **values: Any) -> None:
+        self._step = step
         record = {"kind": kind, "attempt": self._attempt, "step": step, **values, "time": time.time()}
         self._file.write(json.dumps(record) + "\n")
 

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from mgray.control import ask, driver_of, status_of
-from mgray.driver import FUTILE_ATTEMPTS, NAMESPACE, ScheduleDriver, start_driver
+from mgray.driver import FUTILE_ATTEMPTS, GAUGES, NAMESPACE, ScheduleDriver, start_driver
 from mgray.errors import ConfigError, TrainingError, VideoError
 from mgray.plan import Plan, PlanSpec
 from mgray.plan.state import Amendment, Orders, Request, ScheduleState
@@ -44,6 +44,38 @@ def test_requests_wait_for_the_workers_word() -> None:
     status = asyncio.run(driver.status())
     assert (status["step"], status["version"], status["pid"]) == (18, 2, os.getpid())
     assert status["taken"] == ["a", "key"]
+
+
+def test_progress_is_measured_for_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: dict[str, tuple[dict[str, str], float]] = {}
+
+    class Gauge:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            assert name not in measured and description and tag_keys == ("run",)
+            self.name = name
+
+        def set_default_tags(self, tags: dict[str, str]) -> None:
+            self.tags = tags
+
+        def set(self, value: float) -> None:
+            measured[self.name] = self.tags, value
+
+    monkeypatch.setattr("mgray.driver.Gauge", Gauge)
+    driver = ScheduleDriver(PLAN, STATE, "mine")
+    for loss in (2.0, 1.5):
+        asyncio.run(driver.show({"step": 17, "loss": loss, "workers": 3, "shape": "64x32x224x224"}, STATE, 17))
+    tags = {"run": "mine"}
+    assert measured == {"mgray_step": (tags, 17), "mgray_loss": (tags, 1.5), "mgray_workers": (tags, 3)}
+
+
+def test_ray_takes_the_measures(ray_instance: None) -> None:
+    """Every gauge is made and set in the actor."""
+    driver = start_driver("measured", PLAN, STATE)
+    progress = {"step": 1, "done": 0.1, "phase": 0, "epoch": 0.5, "lr": 0.1, "loss": 1.0, "score": 0.5, "clips_per_s": 9.0, "wait_share": 0.0, "workers": 2}  # fmt: skip
+    assert progress.keys() == GAUGES.keys()
+    assert ray.get(driver.show.remote(progress, STATE, 1)) is False
+    assert ray.get(driver.status.remote())["loss"] == 1.0
+    ray.kill(driver)
 
 
 def test_a_request_is_answered_once() -> None:

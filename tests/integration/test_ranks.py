@@ -28,6 +28,9 @@ def test_float64_losses_do_not_depend_on_the_ranks(shards: str, tmp_path: Path, 
     Loop(run, LocalSession(tmp_path / "one"), ShardSet.open(shards), tmp_path / "one", 0).train()
     alone = step_lines(tmp_path / "one")
     together = train_on_ranks(run, shards, tmp_path / "many", world_size)
+    found = json.loads((tmp_path / "one" / "validation.json").read_text())
+    assert json.loads((tmp_path / "many" / "validation.json").read_text()) == found
+    assert sum(videos for _, _, videos in found["confusion"]) == 16
     assert len(alone) == len(together) >= 24
     for one, many in zip(alone, together, strict=True):
         assert many["checksum"] == one["checksum"]

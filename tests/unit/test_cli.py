@@ -118,7 +118,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
             "--max-broken",
         ],
         ["--action", "--path", "--json"],
-        ["--name", "--storage", "--verbose"],
+        ["--name", "--storage", "--track", "--verbose"],
         ["--run", "--action", "--value", "--at-step", "--storage", "--json"],
         [
             "--run",
@@ -141,6 +141,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         [
             "--name",
             "--storage",
+            "--track",
             "--space",
             "--trials",
             "--objective",

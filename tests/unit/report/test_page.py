@@ -226,3 +226,28 @@ def test_opens_in_a_browser(report: Path, tmp_path: Path) -> None:
     dark, light = (float(shot.mean()) for shot in shots)
     assert dark < 0.3 < 0.8 < light
     assert shots[1][:, 590:].std() < 0.01  # nothing overflows to the right
+
+
+def test_classes_of_the_last_validation(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, "one", MULTIGRID, classes=3)
+    folder = writer.train([0.5])
+    writer.classes(10, confusion=[[0, 0, 6], [0, 1, 2], [2, 2, 1], [9, 0, 1]])
+    writer.sample(0, 0.25)
+    writer.sample(1, 0.75)
+    text = write_report([folder], tmp_path / "out").read_text()
+    assert "7 of 9 videos (77.8 %) are taken for what they are" in text
+    assert "<tr><td>c0</td><td>c1</td><td>2 of 8</td></tr>" in text
+    assert text.count("<title>c0 taken for c1: 2</title>") == 1
+    assert (tmp_path / "out" / "confusion_one.png").is_file()
+    assert "<th>CPU</th>" in text and "<th>GPU</th>" not in text
+    assert re.search(r"<td>50\.0 %</td></tr>", text)
+
+
+def test_classes_of_several_labels(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, "many", MULTIGRID, classes=3)
+    folder = writer.train([0.5])
+    writer.classes(10, support=[4, 0, 2], average_precision=[0.75, None, 0.25])
+    text = write_report([folder], tmp_path / "out").read_text()
+    order = [text.index(f"<tr><td>{name}</td><td>") for name in ("c2", "c0", "c1")]
+    assert order == sorted(order)
+    assert '<td>2</td><td>25.0 %</td><td><i style="width: 25.0%">' in text

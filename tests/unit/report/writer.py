@@ -81,6 +81,12 @@ class RunWriter:
             "eval", step, epoch=1.0, top1=top1, top5=1.0, loss=1.0, num_clips=40, eval_s=2.0, train_s=step * self.step_s
         )
 
+    def classes(self, step: int, **found: Any) -> None:
+        (self.folder / "validation.json").write_text(json.dumps({"step": step, **found}))
+
+    def sample(self, step: int, cpu: float | None, gpu: float | None = None) -> None:
+        self.line("sample", step, cpu=cpu, gpu=gpu, gpu_gib=None)
+
     def train(self, accuracies: Sequence[float], *, finish: bool = True) -> Path:
         """Train the whole plan, with these validation accuracies at equal distances; returns the folder."""
         self.event(0, "start", "2 workers on cpu")

@@ -54,7 +54,8 @@ def test_the_validation_clips_are_those_of_the_base_shape(shards: ShardSet) -> N
 @pytest.mark.parametrize("batch", [1, 4, 9, 50])
 def test_scores_are_those_of_all_videos_once(shards: ShardSet, worker: Worker, batch: int) -> None:
     source = validation_source(dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, eval_batch=batch)), shards)
-    scores = evaluate(worker, LocalSession(Path("unused")), source)
+    found = evaluate(worker, LocalSession(Path("unused")), source)
+    scores = found.scores
     whole = dataclasses.replace(source, batch=9).block(0, 0, 1)
     worker.module.eval()
     with torch.no_grad():
@@ -67,6 +68,8 @@ def test_scores_are_those_of_all_videos_once(shards: ShardSet, worker: Worker, b
         "num_clips": 9,
     }
     assert 0 < scores["top5"] < 1
+    pairs = list(zip(labels.tolist(), logits.argmax(1).tolist(), strict=True))
+    assert found.classes == {"confusion": [[*pair, pairs.count(pair)] for pair in sorted(set(pairs))]}
 
 
 def test_evaluating_changes_nothing(shards: ShardSet, worker: Worker) -> None:

@@ -131,7 +131,7 @@ def test_validation_scores_all_videos_by_all_their_classes(shards: ShardSet, bat
     model = nn.Sequential(nn.AdaptiveAvgPool3d((1, 3, 3)), nn.Flatten(), nn.Linear(27, 4)).double()
     worker = Worker(model, LocalSession(Path("unused")), RUN.data, RUN.train)
     source = dataclasses.replace(validation_source(RUN, shards), batch=batch)
-    scores = evaluate(worker, LocalSession(Path("unused")), source)
+    scores = evaluate(worker, LocalSession(Path("unused")), source).scores
     whole = dataclasses.replace(source, batch=5).block(0, 0, 1)
     assert whole is not None
     labels = torch.from_numpy(whole.labels_N)
