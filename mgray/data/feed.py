@@ -40,6 +40,8 @@ ROW_BYTES = 8 << 20
 MAX_STEPS_PER_ROW = 8
 MARGIN = 1.25
 """Decoders are provided for this many times the rate of training."""
+TASK_RETRIES = 8
+"""Times that a decode task whose process dies is tried again; Ray Data alone tries for ever, also a video that crashes the decoder."""
 _PACE_STEPS = 32
 NODE_LABEL = "ray.io/node-id"
 """Label that Ray gives each node."""
@@ -244,6 +246,7 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range, decoders: int) 
         batch_size=None,
         compute=TaskPoolStrategy(size=min(decoders, len(tasks))),
         num_cpus=0,
+        max_retries=TASK_RETRIES,
         label_selector={NODE_LABEL: shard.node_id} if shard.node_id else None,
         fallback_strategy=[{"label_selector": {}}] if shard.node_id else None,
     )

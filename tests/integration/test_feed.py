@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import threading
 import time
 from pathlib import Path
@@ -64,6 +66,27 @@ def test_blocks_are_those_of_one_process(
             assert_equal(mine, other)
             count += 1
     assert count == source.plan.num_steps - 2
+
+
+class Crashing:
+    """A source whose decoder takes its process with it, as a fault in FFmpeg would."""
+
+    def block(self, index: int, rank: int, world_size: int) -> Block | None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        raise AssertionError
+
+    def num_bytes(self, index: int, rank: int, world_size: int) -> int:
+        return 100
+
+
+def test_a_decoder_that_always_crashes_is_given_up(ray_instance: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data alone would start it again for ever."""
+    monkeypatch.setattr(feed_module, "TASK_RETRIES", 1)
+    with (
+        GridShard(0, 1, "", FeedSection(decoders=1)).blocks(Crashing(), [range(0, 2)]) as blocks,  # type: ignore[arg-type]
+        pytest.raises(ray.exceptions.WorkerCrashedError),
+    ):
+        next(blocks)
 
 
 def test_pipelines_overlap_and_end(ray_instance: None, small: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
