@@ -17,7 +17,8 @@ demo: .venv/ready
 	$(BIN)/mgray demo --out $(OUT) $(if $(DATA),--data $(DATA))
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 tests/unit
+	$(BIN)/python -m pytest -q tests/integration tests/chaos tests/gpu
 
 # kills workers, nodes, the driver, everything, three times each, and prints what it cost
 chaos: .venv/ready

@@ -26,7 +26,7 @@ from mgray.plan import Plan
 from mgray.report.records import RunRecords, read_run
 from mgray.train.checkpoint import newest_checkpoint
 from mgray.trainer import train
-from tests.chaos.conftest import TIMES, bore, long_run, step_at_random, trained_while
+from tests.chaos.conftest import FULL, TIMES, bore, long_run, step_at_random, trained_while
 from tests.integration.test_equality import kill_at, named_processes, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.usefixtures("ray_instance")]
@@ -88,6 +88,7 @@ def test_the_driver_is_killed(undisturbed: RunRecords, shards: str, tmp_path: Pa
     bore("the driver killed", records, undisturbed, same_ranks=True, repeated=0)
 
 
+@FULL
 @EVERY_TIME
 def test_a_slow_worker(undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int) -> None:
     """One rank is halted for two seconds, three times."""
@@ -108,6 +109,7 @@ def test_a_slow_worker(undisturbed: RunRecords, shards: str, tmp_path: Path, see
     bore("a worker halted for 2 s, three times", records, undisturbed, same_ranks=True, repeated=0)
 
 
+@FULL
 @EVERY_TIME
 def test_everything_is_killed_and_the_same_command_started_again(
     undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int
@@ -152,9 +154,10 @@ def test_the_newest_checkpoint_is_cut(undisturbed: RunRecords, shards: str, tmp_
         snapshot = storage / "cut" / "checkpoint_manager_snapshot.json"
         assert snapshot.is_file()
         records = read_run(train(moved).folder)
-        bore("the newest checkpoint cut off", records, undisturbed, same_ranks=True, repeated=20)
+        bore("the newest checkpoint cut off", records, undisturbed, same_ranks=True, repeated=20, timed=False)
 
 
+@FULL
 def test_a_full_object_store(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
     """Somebody else's objects fill it: Ray spills them, the run goes on."""
     run = long_run(shards, tmp_path, "full", workers=2)

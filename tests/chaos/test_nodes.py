@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from mgray.control import driver_of, status_of
 from mgray.report.records import RunRecords, read_run
 from mgray.trainer import train
-from tests.chaos.conftest import bore, gaps_s, long_run, trained_while
+from tests.chaos.conftest import FULL, bore, gaps_s, long_run, trained_while
 from tests.integration.test_equality import wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
@@ -24,7 +24,9 @@ EPOCHS = 1200
 @pytest.fixture(scope="module")
 def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
     """The run on one worker of a local Ray."""
-    return read_run(train(long_run(shards, tmp_path_factory.mktemp("one"), "one", epochs=EPOCHS)).folder)
+    return read_run(
+        train(long_run(shards, tmp_path_factory.mktemp("one"), "one", epochs=EPOCHS, precision="float64")).folder
+    )
 
 
 def workers_of(records: RunRecords) -> list[str]:
@@ -38,7 +40,7 @@ def test_a_node_is_lost_and_another_comes(
     cluster.add_node(num_cpus=1)
     lost = cluster.add_node(num_cpus=1)
     folder = tmp_path / "nodes"
-    run = long_run(shards, tmp_path, "nodes", epochs=EPOCHS, workers="1:2", resize_every_s=1.0)
+    run = long_run(shards, tmp_path, "nodes", epochs=EPOCHS, precision="float64", workers="1:2", resize_every_s=1.0)
 
     def disturb() -> None:
         wait_for_step(folder, 30)
@@ -58,7 +60,9 @@ def test_a_node_is_given_notice(undisturbed: RunRecords, cluster: Cluster, shard
     cluster.add_node(num_cpus=1)
     going = cluster.add_node(num_cpus=1)
     folder = tmp_path / "notice"
-    run = long_run(shards, tmp_path, "notice", epochs=EPOCHS, workers="1:2", save_every=100_000, save_s=0.0)
+    run = long_run(
+        shards, tmp_path, "notice", epochs=EPOCHS, precision="float64", workers="1:2", save_every=100_000, save_s=0.0
+    )
 
     def disturb() -> None:
         wait_for_step(folder, 30)
@@ -75,6 +79,7 @@ def test_a_node_is_given_notice(undisturbed: RunRecords, cluster: Cluster, shard
     bore("notice for a node (drained)", records, undisturbed, same_ranks=False, repeated=0)
 
 
+@FULL
 def test_a_run_waits_for_room_and_says_so(
     cluster: Cluster, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
