@@ -161,17 +161,22 @@ def _pictures(pictures: Sequence[Picture]) -> list[str]:
         shown = list(same)
         head = f"<h3>{html.escape(title)}</h3>{_caption(shown[0].caption)}"
         if len(shown) == 1:
-            cards.append(_card(head, shown[0].svg))
+            cards.append(_card(head, _scrolled(shown[0].svg)))
             continue
         buttons = "".join(
             f'<input type="radio" name="over" id="over-{i}"{"" if i else " checked"}><label for="over-{i}">{html.escape(p.choice)}</label>'
             for i, p in enumerate(shown)
         )
-        panes = "".join(f"<div>{picture.svg}</div>" for picture in shown)
+        panes = "".join(f"<div>{_scrolled(picture.svg)}</div>" for picture in shown)
         cards.append(
             _card(head, f'<div class="choice"><span>over</span>{buttons}<div class="panes">{panes}</div></div>')
         )
     return cards
+
+
+def _scrolled(svg: str) -> str:
+    """A picture that keeps a readable size on a phone."""
+    return f'<div class="scroll picture">{svg}</div>'
 
 
 def _targets(comparison: Comparison) -> str:

@@ -20,6 +20,7 @@ from mgray.report.compare import Comparison
 from mgray.report.confusion import plot_confusion
 from mgray.report.curves import AXES, curves
 from mgray.report.plots import PNG_DPI, SERIES, STYLE, VARIABLES, accuracy_over_time, throughput
+from mgray.report.timeline import happenings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +83,7 @@ def draw_pictures(comparison: Comparison, out: Path) -> tuple[Picture, ...]:
                 is_first, is_amended = result is group.results[0], records.schedule is not None
                 if not result.num_steps or not (is_first or is_amended or len(records.lost)):
                     continue
+                numbered = any(happening.number for happening in happenings(records))
                 label = group.label if is_first else records.name
                 name = re.sub(r"[^A-Za-z0-9_-]+", "-", label)
                 name = name if f"schedule_{name}" not in [picture.name for picture in pictures] else f"{name}_{number}"
@@ -90,7 +92,7 @@ def draw_pictures(comparison: Comparison, out: Path) -> tuple[Picture, ...]:
                     f"schedule_{name}",
                     f"Schedule of {label}",
                     "What was trained on over training time. Where the short cycle is on, steps rotate through the levels shown "
-                    "in one phase. Numbers are those of its events, told below.",
+                    "in one phase." + (" Numbers are those of its events, told below." if numbered else ""),
                 )
                 if is_amended:
                     add(

@@ -77,6 +77,7 @@ pre { background: var(--code); border: 1px solid var(--rule); border-radius: 6px
   h1 { font-size: 21px; }
   .card { padding: 12px; }
   .matrix { grid-template-columns: 1fr; }
+  .picture svg { min-width: 660px; }
   table { font-size: 13px; }
   th, td { padding: 5px 6px; }
   th:first-child { white-space: normal; }

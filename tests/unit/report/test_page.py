@@ -15,6 +15,7 @@ import matplotlib.image
 import pytest
 import tyro
 
+import mgray.report.page
 from mgray.config import Run
 from mgray.errors import DataError
 from mgray.plan.state import Amendment
@@ -156,6 +157,13 @@ def test_report_needs_neither_torch_nor_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the text: pictures take seconds."""
+    monkeypatch.setattr(mgray.report.page, "draw_pictures", lambda comparison, out: ())
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_broken_videos_are_listed_with_reasons(tmp_path: Path) -> None:
     """Names are text, whatever they hold."""
     writer = RunWriter(tmp_path, "broken", MULTIGRID)
@@ -243,6 +251,7 @@ def test_classes_of_the_last_validation(tmp_path: Path) -> None:
     assert re.search(r"<td>50\.0 %</td></tr>", text)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_classes_of_several_labels(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, "many", MULTIGRID, classes=3)
     folder = writer.train([0.5])
