@@ -229,14 +229,14 @@ class Comparison:
             *(
                 []
                 if not paired
-                else [Row(label="its 95 % interval over seeds", cells=tuple(map(_interval, self.groups, reaches)))]
+                else [Row(label="95 % interval over seeds", cells=tuple(map(_interval, self.groups, reaches)))]
             ),
             Row(label="time to 1 s.e. below it", cells=tuple(_reached(reach) for reach in near)),
             Row(label="speed-up to there", cells=tuple(_speedup(reach) for reach in near)),
             *(
                 []
                 if not paired
-                else [Row(label="its 95 % interval over seeds", cells=tuple(map(_interval, self.groups, near)))]
+                else [Row(label="95 % interval over seeds", cells=tuple(map(_interval, self.groups, near)))]
             ),
         )
         return (

@@ -41,7 +41,7 @@ def test_rows_say_n(tmp_path: Path) -> None:
         for seed in range(3)
     ]  # fmt: skip
     comparison = compare([read_run(folder) for folder in base + grid])
-    cells = [row.cells for row in comparison.rows() if row.label == "its 95 % interval over seeds"]
+    cells = [row.cells for row in comparison.rows() if row.label == "95 % interval over seeds"]
     assert len(cells) == 2
     assert cells[0][0] == "-"
     assert cells[0][1].endswith("(n = 2 of 3)")

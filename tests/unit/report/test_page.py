@@ -16,6 +16,7 @@ import pytest
 import tyro
 
 import mgray.report.page
+import mgray.report.pictures
 from mgray.config import Run
 from mgray.errors import DataError
 from mgray.plan.state import Amendment
@@ -66,6 +67,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     multigrid.validate(multigrid.plan.num_steps, 0.6)
     multigrid.event(multigrid.plan.num_steps, "finish")
     return write_report([baseline.train([0.4, 0.6]), multigrid.folder], root / "out", command="make demo")
+
+
+@pytest.fixture(autouse=True)
+def one_axis(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves over one measure only, but for the page of `report`: pictures take seconds."""
+    monkeypatch.setattr(mgray.report.pictures, "AXES", mgray.report.pictures.AXES[:1])
 
 
 def test_page_fetches_nothing(report: Path) -> None:
