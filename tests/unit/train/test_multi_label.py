@@ -207,7 +207,9 @@ def test_labels_cross_ray_in_their_shape() -> None:
         row = _row_of([0, 1, 2], blocks)
         table = pa.table(
             {
-                name: pa.array([value[0].reshape(-1)]) if name != "headers" else [value[0].tolist()]
+                name: pa.array([value[0].reshape(-1)])
+                if name not in ("headers", "faults")
+                else [np.asarray(value[0]).tolist()]
                 for name, value in row.items()
             }
         )
