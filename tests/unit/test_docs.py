@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import importlib
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -12,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import mgray.cli
 import mgray.model
 from mgray import cli
+from mgray.cli.parse import option_names
 from mgray.config import Run
 from mgray.model.flops import ModelCost
 from mgray.plan import Plan
@@ -127,6 +132,19 @@ def test_the_table_of_the_concepts_is_that_of_the_plan(capsys: pytest.CaptureFix
     assert cli.main(command.split()[2:]) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert [line.rstrip() for line in table.splitlines()] == lines
+
+
+def test_options_that_the_text_names_exist() -> None:
+    known = {"--help"}
+    for module in pkgutil.iter_modules(mgray.cli.__path__):
+        for kind in vars(importlib.import_module(f"mgray.cli.{module.name}")).values():
+            if dataclasses.is_dataclass(kind) and str(getattr(kind, "__name__", "")).endswith("Arguments"):
+                known |= set(option_names(kind, "--"))
+    known |= {re.sub(r"^(--(?:\w+\.)?)", r"\1no-", option) for option in known}
+    for page in PAGES:
+        if page.name != "security.md":  # it names Ray's own
+            named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text()))
+            assert named <= known, (page.name, named - known)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
