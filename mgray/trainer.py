@@ -123,21 +123,27 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
-    if run.scale.address or os.environ.get("RAY_ADDRESS"):
-        options["address"] = run.scale.address or None
+    joins = run.scale.address or os.environ.get("RAY_ADDRESS", "")
+    if joins:
+        options["address"] = joins
     else:
         # decode tasks reserve nothing, but their processes count below
         wanted = run.scale.max_workers * (run.scale.cpus + max(1, run.feed.decoders))
-        options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(wanted)), "include_dashboard": False}
+        # "local": without it Ray joins whatever cluster was started on this machine last
+        options |= {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, math.ceil(wanted)),
+            "include_dashboard": False,
+        }
         # Ray ends idle processes above this number after a second; a decode process takes seconds to start
         os.environ.setdefault("RAY_num_workers_soft_limit", str(8 + 4 * math.ceil(wanted)))
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        if "address" not in options:
+        if not joins:
             raise
         raise ConfigError(
-            "scale.address", run.scale.address or os.environ["RAY_ADDRESS"], f"cannot be joined ({' '.join(str(error).split())})",
+            "scale.address", joins, f"cannot be joined ({' '.join(str(error).split())})",
             "start Ray there (ray start --head), or leave it out for a local Ray",
         ) from None  # fmt: skip
     quiet_ray_data()

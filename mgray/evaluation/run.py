@@ -210,7 +210,7 @@ def _scored_on_ray(
         task: Any = ray.remote(num_cpus=scale.cpus, num_gpus=int(use_gpu), num_returns="streaming")(_share)
         device = "cuda" if use_gpu else "cpu"
         streams: list[Any] = [
-            task.remote(run, folder, meta, source, viewing, rank, device) for rank in range(viewing.workers)
+            task.remote(run, folder.absolute(), meta, source, viewing, rank, device) for rank in range(viewing.workers)
         ]
         try:
             for refs in itertools.zip_longest(*streams):

@@ -1,10 +1,12 @@
 """Room for workers, counted from the cluster's nodes."""
 
 import pytest
+import ray
 
 from mgray.cluster import Need, room_of
-from mgray.config import ScaleSection
+from mgray.config import Run, ScaleSection
 from mgray.errors import ConfigError
+from mgray.trainer import ray_running
 
 
 def node(name: str, cpus: float, gpus: float = 0.0, alive: bool = True) -> dict:
@@ -36,3 +38,25 @@ def test_workers_are_a_number_or_a_range() -> None:
     for wrong in (0, "0", "4:2", "2:", "a", "2:3:4", -1, ":3"):
         with pytest.raises(ConfigError, match=r"scale\.workers"):
             assert ScaleSection(workers=wrong).min_workers
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "expected"),
+    [
+        ("", "", "local"),
+        ("auto", "", "auto"),
+        ("", "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "10.0.0.1:6379", "auto"),
+    ],
+)
+def test_the_ray_that_a_run_trains_on(
+    monkeypatch: pytest.MonkeyPatch, address: str, environment: str, expected: str
+) -> None:
+    """Never one that somebody else started on this machine, unless it is named."""
+    given: dict[str, object] = {}
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", environment)
+    with ray_running(Run(scale=ScaleSection(address=address))):
+        assert given["address"] == expected
+        assert ("num_cpus" in given) == (expected == "local")
