@@ -125,7 +125,7 @@ def test_runs_validate_keep_and_resume_it(shards: ShardSet, tmp_path: Path) -> N
 
 def test_a_checkpoint_without_it_is_refused(shards: ShardSet, tmp_path: Path) -> None:
     loop = Loop(RUN, LocalSession(tmp_path / "a"), shards, tmp_path / "a", 0)
-    loop._save()
+    loop._save(wait=True)
     average = WeightAverage(loop.worker.module, 0.5, 2)
     with pytest.raises(CheckpointError, match="average"):
         read_tensors(next((tmp_path / "a").glob("checkpoint_*")), loop.worker.module, loop.optimizer, average)
