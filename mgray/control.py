@@ -92,6 +92,7 @@ def driver_of(folder: Path) -> Iterator[Any]:
             ray.shutdown()
         raise ConfigError(
             "RUN", str(folder), f"has no driver at {address} that can be reached from here",
+            "set RAY_AUTH_MODE=token if its Ray asks for a token (one that mgray train started does); "
             "if the program that trained it was killed, start it again with mgray train: it goes on where it stopped",
         ) from None  # fmt: skip
     try:
