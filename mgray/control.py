@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
-import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,9 +17,8 @@ from ray.exceptions import RayError
 from mgray.driver import NAMESPACE, driver_name
 from mgray.errors import ConfigError, MgrayError
 from mgray.plan.state import Request, RequestKind
+from mgray.presence import DRIVER, read_presence, write_presence
 
-DRIVER = "driver.json"
-"""In a run's folder while it is in progress: where its driver is."""
 POLL_S = 0.1
 READY_WITHIN_S = 120.0
 """Seconds within which workers that are just starting say how far they are."""
@@ -54,19 +50,12 @@ def in_progress(folder: Path) -> Iterator[None]:
 
 def announce(folder: Path) -> None:
     """Say in a run's folder where its driver is, which has been started."""
-    address = ray.get_runtime_context().gcs_address
-    content = {"address": address, "host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-    part = folder / f".{DRIVER}.part"
-    part.write_text(json.dumps(content))
-    os.replace(part, folder / DRIVER)
+    write_presence(folder, ray.get_runtime_context().gcs_address)
 
 
 def _owner(folder: Path) -> str:
-    try:
-        content = json.loads((folder / DRIVER).read_text())
-        return f"process {content['pid']} on {content['host']}"
-    except (OSError, ValueError, KeyError):
-        return "it is just starting or ending"
+    found = read_presence(folder)
+    return f"process {found.pid} on {found.host}" if found else "it is just starting or ending"
 
 
 @contextlib.contextmanager
@@ -76,23 +65,22 @@ def driver_of(folder: Path) -> Iterator[Any]:
     Raises:
         ConfigError: it is not, or its cluster cannot be reached from here.
     """
-    try:
-        address = json.loads((folder / DRIVER).read_text())["address"]
-    except (OSError, ValueError, KeyError):
+    found = read_presence(folder)
+    if found is None:
         raise ConfigError(
             "RUN", str(folder), "is not in progress", "start it with mgray train, or name the folder of one that is"
-        ) from None
+        )
     joined = not ray.is_initialized()
     try:
         if joined:
-            ray.init(address=address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=found.address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
         driver = ray.get_actor(driver_name(folder.name), namespace=NAMESPACE)
     except (ConnectionError, RuntimeError, ValueError, RayError):
         if joined:
             ray.shutdown()
         raise ConfigError(
-            "RUN", str(folder), f"has no driver at {address} that can be reached from here",
-            "set RAY_AUTH_MODE=token if its Ray asks for a token (one that mgray train started does); "
+            "RUN", str(folder), f"has no driver at {found.address} that can be reached from here",
+            "set RAY_AUTH_MODE=token if its Ray is on another machine and asks for a token; "
             "if the program that trained it was killed, start it again with mgray train: it goes on where it stopped",
         ) from None  # fmt: skip
     try:

@@ -13,6 +13,7 @@ import tyro
 from mgray.cli.parse import Command, demand, hint, parse
 from mgray.errors import ConfigError
 from mgray.plan.state import RequestKind
+from mgray.presence import use_own_token
 
 ACTIONS = ("status", *get_args(RequestKind))
 VALUES = {"extend": "EPOCHS", "rate": "FACTOR", "resize": "WORKERS"}
@@ -53,6 +54,7 @@ def _ctl(arguments: Sequence[str]) -> None:
         raise ConfigError(
             "RUN", command.run, f"is no run ({folder} holds no run.json)", "name a run's folder, or give --storage"
         )
+    use_own_token(folder)
     from mgray.control import driver_of
     from mgray.display import ctl_lines, ctl_tree
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +18,7 @@ from mgray.plan import Plan
 from mgray.plan.state import Amendment, ScheduleState
 from mgray.report.records import RunRecords, read_run
 from mgray.trainer import train
-from tests.integration.test_equality import assert_same, equality_run, undisturbed
+from tests.integration.test_equality import assert_same, equality_run, undisturbed, wait_for_step
 
 __all__ = ["undisturbed"]
 pytestmark = pytest.mark.ray
@@ -95,3 +98,38 @@ def wait_for_file(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_ctl_from_another_terminal(shards: str, tmp_path: Path) -> None:
+    """`mgray train` with a Ray of its own, looked at and stopped by `mgray ctl` in other processes."""
+    run = equality_run(shards, tmp_path, "apart", save_every=1000)
+    run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, epochs=4000, lr_steps=(0, 3999)))
+    (tmp_path / "run.json").write_text(json.dumps(run.to_json()))
+    train_it = (
+        "import json, sys; from mgray.config import Run; from mgray.trainer import train; "
+        "train(Run.from_json(json.load(open(sys.argv[1]))))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+
+    def start(*command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    ctl = "import sys; from mgray.cli import main; sys.exit(main(['ctl', *sys.argv[1:]]))"
+    trainer = start(train_it, str(tmp_path / "run.json"))
+    try:
+        wait_for_step(tmp_path / "apart", 3)
+        looked = start(ctl, str(tmp_path / "apart"), "status", "--json")
+        out, err = looked.communicate(timeout=60)
+        assert looked.returncode == 0, err
+        assert json.loads(out)["workers"] == 1 and not err
+        told = start(ctl, "apart", "stop", "--storage", str(tmp_path))
+        out, err = told.communicate(timeout=60)
+        assert told.returncode == 0, err
+        assert out.startswith("apart: stop is taken up by all workers")
+        out, err = trainer.communicate(timeout=60)
+        assert trainer.returncode == 0, err
+        assert "apart: stopped before step" in out and "the same command goes on from there" in out
+    finally:
+        trainer.kill()

@@ -18,7 +18,7 @@ LAYERS = (
     ("pyslowfast", "config"),
     ("workloads", "tune_spaces"),
     ("model", "data", "ledger"),
-    ("check", "audit"),
+    ("check", "audit", "presence"),
     ("report", "display", "train", "driver", "cluster"),
     ("attempts", "control"),
     ("trainer",),
