@@ -296,7 +296,7 @@ class Run:
     name: str = "run"
     """Name of the run: its records are under `storage`/`name`. The same name again goes on where that run stopped."""
     storage: str = "runs"
-    """Folder (or s3://, gs:// address) that holds the records and checkpoints of runs."""
+    """Folder that holds the records and checkpoints of runs; on a cluster one that all nodes share."""
     track: Literal["", "mlflow", "wandb"] = ""
     """Tracker beside TensorBoard, if it is installed: mlflow (MLFLOW_TRACKING_URI, else `storage`/mlflow) or wandb."""
     plan: PlanSpec = field(default_factory=PlanSpec)
