@@ -53,6 +53,7 @@ def test_a_worker_is_killed(undisturbed: RunRecords, shards: str, tmp_path: Path
     bore("a worker killed", records, undisturbed, same_ranks=True, repeated=20)
 
 
+@FULL
 @EVERY_TIME
 def test_decode_tasks_are_killed(undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int) -> None:
     """Ray Data starts them again; no attempt ends."""
@@ -174,6 +175,7 @@ def test_a_full_object_store(undisturbed: RunRecords, shards: str, tmp_path: Pat
     bore("object store under pressure", records, undisturbed, same_ranks=True, repeated=20)
 
 
+@FULL
 def test_broken_videos(undisturbed: RunRecords, tmp_path: Path) -> None:
     """3 of 48 are cut off or gone since they were indexed: the same substitutes on one worker and on two."""
     videos, index = tmp_path / "videos", tmp_path / "index"
@@ -199,6 +201,7 @@ def test_broken_videos(undisturbed: RunRecords, tmp_path: Path) -> None:
         train(strict)
 
 
+@FULL
 def test_two_programs_never_train_one_run(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
     """The second is refused at once, whatever Ray it would start."""
     run = long_run(shards, tmp_path, "once", workers=1)

@@ -16,8 +16,8 @@ from mgray.trainer import train
 from tests.chaos.conftest import FULL, bore, gaps_s, long_run, trained_while
 from tests.integration.test_equality import wait_for_step
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos]
-EPOCHS = 1200
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, FULL]
+EPOCHS = 600
 """Long enough for a run to go on for a minute after a node has come back."""
 
 
@@ -79,7 +79,6 @@ def test_a_node_is_given_notice(undisturbed: RunRecords, cluster: Cluster, shard
     bore("notice for a node (drained)", records, undisturbed, same_ranks=False, repeated=0)
 
 
-@FULL
 def test_a_run_waits_for_room_and_says_so(
     cluster: Cluster, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,8 @@ def test_a_population_is_amended_while_it_trains(shards: str, tmp_path: Path, mo
     amended = [read_schedule(out / "trials" / trial["name"]) for trial in trials if trial["point"]["lr"] != "own"]
     assert amended
     for state in amended:
-        assert state is not None and [(a.kind, a.value) for a in state.amendments] == [("rate", 0.5), ("advance", 1.0)]
+        # by the step at which the phase was to end, a quick trial may be in its last one, which has no end to move
+        assert state is not None and state.version >= 1
+        assert [(a.kind, a.value) for a in state.amendments] == [("rate", 0.5), ("advance", 1.0)][: state.version]
     for trial in trials:  # the whole stays within the plan's cost
         assert 0.9 < trial["scores"][-1]["cost"] <= 1.0
