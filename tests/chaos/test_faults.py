@@ -131,6 +131,7 @@ def test_everything_is_killed_and_the_same_command_started_again(
     )
 
 
+@FULL
 @EVERY_TIME
 def test_the_newest_checkpoint_is_cut(undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int) -> None:
     """At each of its files in turn: the one before it is taken."""
