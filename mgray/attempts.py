@@ -20,7 +20,6 @@ from typing import Any, cast
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from mgray.cluster import Need, room
 from mgray.config import Run
@@ -133,8 +132,8 @@ class Attempts:
                 Any,
                 WorkConfig(run=self.run.to_json(), folder=str(self.folder), shards=self.shards, driver=self.driver),
             ),
-            scaling_config=ScalingConfig(
-                num_workers=workers if least == workers else (least, workers),
+            scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+                num_workers=workers if least == workers else (least, workers),  # type: ignore[arg-type]
                 # it grows by way of the driver, so that workers save first
                 elastic_resize_monitor_interval_s=float("inf"),
                 use_gpu=need.gpus > 0,
@@ -143,7 +142,9 @@ class Attempts:
             run_config=ray.train.RunConfig(
                 name=self.run.name,
                 storage_path=str(self.folder.parent),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+                failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
             ),
             datasets={FEED: cast(Any, lambda: feed)},  # GridDataConfig makes shards of it
@@ -164,17 +165,15 @@ class Attempts:
             began, roomy_since = time.monotonic(), None
             while not stop.wait(POLL_S * 4):
                 with contextlib.suppress(ray.exceptions.RayError, ConfigError):
-                    now, held = (
-                        time.monotonic(),
-                        ray.get(self.driver.status.remote(), timeout=10).get("workers", workers),
-                    )
+                    now, status = time.monotonic(), ray.get(self.driver.status.remote(), timeout=10)
+                    held = status.get("workers", workers)
                     if min(most, room(need, held, without)) <= held:
                         roomy_since = None
                         continue
                     roomy_since = roomy_since or now
                     if now - roomy_since >= SETTLED_S and now - began >= self.run.scale.resize_every_s:
-                        wanted = ray.get(self.driver.status.remote(), timeout=10)["wanted"]
-                        ray.get(self.driver.request.remote(Request(uuid.uuid4().hex, "resize", wanted)), timeout=10)
+                        request = Request(uuid.uuid4().hex, "resize", status["wanted"])
+                        ray.get(self.driver.request.remote(request), timeout=10)
                         return
 
         thread = threading.Thread(target=watch, daemon=True, name="mgray-growth")

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgray.jsonfile import write_json
+
 DRIVER = "driver.json"
 """In a run's folder while it is in progress."""
 AUTH_MODE = "RAY_AUTH_MODE"
@@ -35,9 +37,7 @@ class Presence:
 def write_presence(folder: Path, address: str) -> None:
     """Say in a run's folder where its driver is, which has been started."""
     content = {"address": address, "host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-    part = folder / f".{DRIVER}.part"
-    part.write_text(json.dumps(content))
-    os.replace(part, folder / DRIVER)
+    write_json(folder / DRIVER, content)
 
 
 def read_presence(folder: Path) -> Presence | None:

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -34,6 +32,7 @@ from mgray.data.shard import ShardSet
 from mgray.display import TrainDisplay
 from mgray.driver import start_driver
 from mgray.errors import ConfigError, TrainingError
+from mgray.jsonfile import write_json
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
 from mgray.report.records import read_run
@@ -41,7 +40,6 @@ from mgray.train.initial import initial_line
 from mgray.train.metrics import METRICS
 
 POLL_S = 0.5
-KEEP_CHECKPOINTS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,9 +241,7 @@ def _write_records(folder: Path, run: Run, plan: Plan, shards: ShardSet) -> None
         "broken": [(item.path, item.reason) for item in shards.manifest.broken],
     }
     for name, content in (("plan", plan.to_json()), ("data", data), ("run", run.to_json())):
-        part = folder / f".{name}.json.part"
-        part.write_text(json.dumps(content, indent=1))
-        os.replace(part, folder / f"{name}.json")
+        write_json(folder / f"{name}.json", content)
 
 
 @contextlib.contextmanager

@@ -79,6 +79,19 @@ def take_name(arguments: list[str]) -> str | None:
     return None
 
 
+def base_run(arguments: list[str], remedy: str) -> tuple[str, Run]:
+    """Remove NAME from the arguments; it, and the run that options apply over (with --help none need be named).
+
+    Raises:
+        ConfigError: it is missing; `remedy` says what to write.
+    """
+    if (name := take_name(arguments)) is not None:
+        return name, workload(name)
+    if set(arguments) & {"-h", "--help"}:
+        return "", Run()
+    raise ConfigError("NAME", "", "is missing", remedy)
+
+
 def workload(name: str) -> Run:
     """The workload of this name, or the run in a JSON file such as a search's best.json.
 

@@ -9,9 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from mgray.cli.parse import SOME_WORKLOADS, Command, parse, take_name, workload
+from mgray.cli.parse import SOME_WORKLOADS, Command, base_run, parse
 from mgray.config import Run
-from mgray.errors import ConfigError
 from workloads import starts_from
 
 
@@ -24,19 +23,12 @@ class TrainArguments:
 
 def _train(arguments: Sequence[str]) -> None:
     rest = list(arguments)
-    if (name := take_name(rest)) is not None:
-        base = workload(name)
-    elif set(rest) & {"-h", "--help"}:
-        base = Run()
-    else:
-        raise ConfigError(
-            "NAME", "", "is missing", f"write mgray train NAME; mgray --help lists them, e.g. {SOME_WORKLOADS}"
-        )
+    name, base = base_run(rest, f"write mgray train NAME; mgray --help lists them, e.g. {SOME_WORKLOADS}")
     command = parse(TrainArguments, rest, TRAIN, default=TrainArguments(run=base))
-    if (start := starts_from(name or "")) and not command.run.model.init:
+    if (start := starts_from(name)) and not command.run.model.init:
         print(
             f"mgray: note: {name} is a recipe for weights of {start}; give them as --model.init"
-            + (f", or train {name}_scratch" if start == "Kinetics-400" and "gpu" not in (name or "") else ""),
+            + (f", or train {name}_scratch" if start == "Kinetics-400" and "gpu" not in name else ""),
             file=sys.stderr,
         )
     from mgray.check import check_run

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mgray.cli.parse import Command, hint, parse, take_name, workload
+from mgray.cli.parse import Command, base_run, hint, parse
 from mgray.config import Run
 from mgray.errors import ConfigError
 from tune_spaces import SPACES
@@ -42,12 +42,7 @@ class TuneArguments:
 
 def _tune(arguments: Sequence[str]) -> None:
     rest = list(arguments)
-    if (name := take_name(rest)) is not None:
-        base = workload(name)
-    elif set(rest) & {"-h", "--help"}:
-        base = Run()
-    else:
-        raise ConfigError("NAME", "", "is missing", f"write mgray tune NAME, one of {', '.join(WORKLOADS)}")
+    _, base = base_run(rest, f"write mgray tune NAME, one of {', '.join(WORKLOADS)}")
     command = parse(TuneArguments, rest, TUNE, default=TuneArguments(run=base))
     if command.space not in SPACES:
         raise ConfigError("space", command.space, "is no search space", hint(command.space, SPACES))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mgray.errors import CheckpointError, DamagedCheckpointError
+from mgray.jsonfile import write_json
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
 from mgray.train.average import WeightAverage
@@ -113,10 +113,8 @@ def write_checkpoint(folder: Path, meta: CheckpointMeta, snapshot: Snapshot) -> 
 
 def write_schedule(folder: Path, state: ScheduleState, plan: Plan) -> None:
     """Keep a run's amendments, and the plan that they make, where they outlive its workers and its driver."""
-    for name, content in ((SCHEDULE, state.to_json()), ("plan.json", plan.to_json())):
-        part = folder / f".{name}.part"
-        part.write_text(json.dumps(content, indent=1))
-        os.replace(part, folder / name)
+    write_json(folder / SCHEDULE, state.to_json())
+    write_json(folder / "plan.json", plan.to_json())
 
 
 def read_schedule(folder: Path) -> ScheduleState | None:

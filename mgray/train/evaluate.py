@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -70,22 +72,13 @@ def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = l
     ).to(session.device)
     losses, num_clips = MeanMetric().to(session.device), SumMetric().to(session.device)
     cells = [np.zeros(0, np.int64)]
-    worker.module.eval()
-    with (
-        torch.inference_mode(),
-        session.feed.blocks(source, [range(source.num_batches(session.world_size))]) as blocks,
-    ):
-        for block in blocks:
-            note(block)
-            if block is None or not len(block.labels_N):
-                continue
-            logits = worker.predict(block)
+    with contextlib.closing(_predicted(worker, session, source, note)) as batches:
+        for block, logits in batches:
             labels = torch.from_numpy(block.labels_N.copy()).to(session.device)
             scores.update(logits, labels)
             losses.update(F.cross_entropy(logits, labels, reduction="none"))
             num_clips.update(len(labels))
             cells.append(block.labels_N.astype(np.int64) * len(classes) + logits.argmax(1).cpu().numpy())
-    worker.module.train()
     results = {name: float(value) for name, value in scores.compute().items()}
     pairs, counts = np.unique(np.concatenate(_of_all_ranks(np.concatenate(cells), session)), return_counts=True)
     rows = [[*divmod(pair, len(classes)), count] for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)]
@@ -93,6 +86,22 @@ def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = l
         scores={**results, "loss": float(losses.compute()), "num_clips": int(num_clips.compute())},
         classes={"confusion": rows},
     )
+
+
+def _predicted(
+    worker: Worker, session: Session, source: ValSource, note: Note
+) -> Generator[tuple[Block, Tensor], None, None]:
+    """This rank's blocks that hold a video, each with its logits; the model is set to predict, and no gradients are kept, until they end."""
+    worker.module.eval()
+    with (
+        torch.inference_mode(),
+        session.feed.blocks(source, [range(source.num_batches(session.world_size))]) as blocks,
+    ):
+        for block in blocks:
+            note(block)
+            if block is not None and len(block.labels_N):
+                yield block, worker.predict(block)
+    worker.module.train()
 
 
 def _of_all_ranks(own: T, session: Session) -> list[T]:
@@ -105,17 +114,10 @@ def _of_all_ranks(own: T, session: Session) -> list[T]:
 
 def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource, note: Note) -> Validation:
     scores, labels = [torch.zeros(0, len(source.shards.classes))], [torch.zeros(0, len(source.shards.classes))]
-    worker.module.eval()
-    with (
-        torch.inference_mode(),
-        session.feed.blocks(source, [range(source.num_batches(session.world_size))]) as blocks,
-    ):
-        for block in blocks:
-            note(block)
-            if block is not None and len(block.labels_N):
-                scores.append(worker.predict(block).float().cpu())
-                labels.append(torch.from_numpy(block.labels_N.copy()).float())
-    worker.module.train()
+    with contextlib.closing(_predicted(worker, session, source, note)) as batches:
+        for block, logits in batches:
+            scores.append(logits.float().cpu())
+            labels.append(torch.from_numpy(block.labels_N.copy()).float())
     whole = _of_all_ranks((torch.cat(scores), torch.cat(labels)), session)
     logits_VK, labels_VK = (torch.cat(parts) for parts in zip(*whole, strict=True))
     precision_K = average_precisions(logits_VK.sigmoid(), labels_VK.long())

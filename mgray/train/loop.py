@@ -133,7 +133,7 @@ class Loop:
         """Of the schedule that `plan` is of."""
         self._validated = -1
         self._losses: list[float] = []
-        """Of the steps of this phase, on rank 0."""
+        """Of the steps of this phase, where cycles are adaptive."""
         self._done: list[_Done] = []
         self._initial = ""
         self._shown: dict[str, Any] = {}
@@ -175,8 +175,7 @@ class Loop:
         else:
             if self._validated != self.step:  # stopped early
                 self._validate()
-            if self._saved != (self.step, self.schedule):
-                self._save(wait=True)
+            self._save(wait=True)
             stopped = any(amendment.kind == "stop" for amendment in self.schedule.amendments)
             self._event("finish", "stopped early by an amendment" if stopped else "")
             self._leave = ""
@@ -301,8 +300,6 @@ class Loop:
 
     def _flush(self) -> Signal:
         """Sum the finished steps' losses over the ranks and record them; the same signal on every rank."""
-        if not self._done:
-            return Signal(0)
         sums = torch.stack([done.sums for done in self._done])
         signal, steps = self._signal(), self._flush_steps_wanted()
         if self.session.world_size > 1:
@@ -319,7 +316,8 @@ class Loop:
             self._set_apart(fresh)
         for done, (loss, right, checksum, num_faults) in zip(self._done, sums.tolist(), strict=True):
             clips = done.step.shape.clips
-            self._losses.append(loss / clips)
+            if self.plan.spec.adaptive != "off":
+                self._losses.append(loss / clips)
             if not math.isfinite(loss):
                 raise TrainingError(
                     "loss", loss, f"is not finite at step {done.step.index} (videos {self._videos(done.step)})",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from mgray.config import Run
+from mgray.jsonfile import write_json
 from mgray.plan import BatchShape
 
 MICRO_BATCHES = "micro_batches.json"
@@ -62,10 +62,8 @@ class GroupsAtOnce:
             return
         tables = self._read()
         tables.setdefault(self._key, {}).update(self._known)
-        part = self._file.with_name(f".{self._file.name}.{os.getpid()}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(tables, indent=1))
-        os.replace(part, self._file)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, tables)
 
     def _read(self) -> dict[str, dict[str, int]]:
         """The file's tables; a file that is missing or damaged has none, since a trial finds them again."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from mgray.jsonfile import write_json
 from mgray.plan import Step
 from mgray.train.load import LoadSampler
 from mgray.train.track import Sender
@@ -70,9 +71,7 @@ class MetricsWriter:
 
     def classes(self, steps: int, found: dict[str, Any]) -> None:
         """What the newest validation found of each class, in place of the one before (`validation.json`)."""
-        part = self._folder / f".{VALIDATION}.part"
-        part.write_text(json.dumps({"step": steps, **found}))
-        os.replace(part, self._folder / VALIDATION)
+        write_json(self._folder / VALIDATION, {"step": steps, **found})
 
     def event(self, step: int, event: str, detail: str = "") -> None:
         """Something that happened: start, resume, phase, checkpoint, stop, finish."""
@@ -124,51 +123,41 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
+def _records(folder: Path, *signs: str) -> Iterator[dict[str, Any]]:
+    """The whole records of a run whose lines hold one of some pieces of text, oldest first; what a kill has cut off is passed over."""
+    path = folder / METRICS
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if any(sign in line for sign in signs):
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+
 def losses_of(folder: Path, steps: range) -> list[float]:
     """Recorded losses of some consecutive steps, as they were last trained; those that are missing end the list."""
-    found: dict[int, float] = {}
-    path = folder / METRICS
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if '"kind": "step"' in line:
-                    try:
-                        record = json.loads(line)
-                    except ValueError:
-                        continue  # cut off by a kill
-                    if record["step"] in steps:
-                        found[record["step"]] = float(record["loss"])
+    records = _records(folder, '"kind": "step"')
+    found = {record["step"]: float(record["loss"]) for record in records if record["step"] in steps}
     return [found[step] for step in itertools.takewhile(found.__contains__, steps)]
 
 
 def next_attempt(folder: Path) -> int:
     """Number of the attempt that begins now: one above the highest in the records."""
-    path = folder / METRICS
-    if not path.is_file():
-        return 0
-    highest = -1
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if '"start"' in line or '"resume"' in line:
-                try:
-                    highest = max(highest, int(json.loads(line)["attempt"]))
-                except (ValueError, KeyError):
-                    continue  # cut off by a kill
-    return highest + 1
+    attempts = (int(record["attempt"]) for record in _records(folder, '"start"', '"resume"') if "attempt" in record)
+    return max(attempts, default=-1) + 1
 
 
 def quarantined(folder: Path) -> dict[tuple[str, int], str]:
     """The broken videos that the attempts of a run have recorded: {(split, sample): reason}."""
     found: dict[tuple[str, int], str] = {}
-    path = folder / METRICS
-    if not path.is_file():
-        return found
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if '"kind": "quarantine"' in line:
-                try:
-                    record = json.loads(line)
-                    found.setdefault((str(record["split"]), int(record["sample"])), str(record["reason"]))
-                except (ValueError, KeyError, TypeError):
-                    continue  # cut off by a kill
+    for record in _records(folder, '"kind": "quarantine"'):
+        try:
+            found.setdefault((str(record["split"]), int(record["sample"])), str(record["reason"]))
+        except (ValueError, KeyError, TypeError):
+            continue
     return found

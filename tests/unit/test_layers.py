@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(p for top in ("mgray", "workloads", "tune_spaces") for p in (ROOT / top).rglob("*.py"))
 LAYERS = (
-    ("errors",),
+    ("errors", "jsonfile"),
     ("plan",),
     ("pyslowfast", "config"),
     ("workloads", "tune_spaces"),
