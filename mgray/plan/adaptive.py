@@ -15,6 +15,8 @@ WINDOW_SHARE = 0.2
 """Of a phase's steps: two such windows, one after the other, are compared."""
 MIN_WINDOW = 12
 """Fewest steps of a window."""
+BEGUN = 0.95
+"""A loss above this share of that of uniform predictions has not begun to fall: a flat stretch before learning sets in is no end of it."""
 
 
 def window_of(phase: Phase) -> int:
@@ -34,15 +36,18 @@ def is_due(plan: Plan, step: int) -> bool:
     return phase.index < len(plan.phases) - 1 and done >= 2 * window and done % window == 0
 
 
-def is_flat(plan: Plan, phase: Phase, losses: Sequence[float]) -> bool:
+def is_flat(plan: Plan, phase: Phase, losses: Sequence[float], uniform_loss: float = 0.0) -> bool:
     """Whether going on with a phase is not worth its cost.
 
     Args:
         losses: mean loss of each of the phase's steps so far.
+        uniform_loss: loss of predicting all classes alike (the logarithm of their number); 0 where there is no such bound.
     """
     window = window_of(phase)
     if len(losses) < 2 * window:
         return False
     before, last = (sum(part) / window for part in (losses[-2 * window : -window], losses[-window:]))
+    if last > BEGUN * uniform_loss > 0:
+        return False
     cost = window * phase.voxels / phase.num_steps / plan.voxels
     return before - last < plan.spec.adaptive_gain * 100 * cost * before

@@ -247,7 +247,9 @@ class Loop:
     def _adapt(self) -> None:
         """End the phase before this step if its loss is flat; rank 0 decides, all learn it from the driver."""
         phase = self.plan.phase_of(self.step)
-        if self.session.rank == 0 and is_flat(self.plan, phase, self._losses[-(self.step - phase.first_step) :]):
+        losses = self._losses[-(self.step - phase.first_step) :]
+        uniform = 0.0 if self.shards.multi_label else math.log(len(self.shards.classes))
+        if self.session.rank == 0 and is_flat(self.plan, phase, losses, uniform):
             self.schedule = self.schedule.amended(Amendment("advance", self.step, 1.0))
 
     def _take_orders(self) -> None:

@@ -1,6 +1,7 @@
 """When a phase ends early."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -41,6 +42,15 @@ def test_a_loss_that_falls_too_little_for_its_cost_is_flat() -> None:
     # what was before both windows has no say, and two windows are the least
     assert is_flat(PLAN, phase, [9.0] * window + [2.0] * 2 * window)
     assert not is_flat(PLAN, phase, [2.0] * (2 * window - 1))
+
+
+def test_a_loss_that_has_not_begun_to_fall_is_not_flat() -> None:
+    phase = PLAN.phases[0]
+    window = window_of(phase)
+    chance = math.log(4)
+    assert not is_flat(PLAN, phase, [chance] * 2 * window, chance)
+    assert not is_flat(PLAN, phase, [chance] * window + [0.96 * chance] * window, chance)
+    assert is_flat(PLAN, phase, [0.94 * chance] * 2 * window, chance)
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.5])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,6 +235,7 @@ def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: 
 def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run, stopped in the middle of a phase and resumed, ends it at the same step."""
     monkeypatch.setattr(adaptive, "MIN_WINDOW", 2)
+    monkeypatch.setattr(adaptive, "BEGUN", math.inf)
     spec = dataclasses.replace(PLAN.spec, epochs=60, lr_steps=(0, 50), adaptive="plateau", adaptive_gain=1.0)
     run = dataclasses.replace(RUN, plan=spec, train=dataclasses.replace(RUN.train, evals=1))
     plan = Plan.compile(spec, PLAN.num_samples)
