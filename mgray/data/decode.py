@@ -1,6 +1,6 @@
 """Decoding and encoding of video: the only file that imports PyAV.
 
-Ingest turns a source file into packets without a container: H.264, closed GOPs of 16, 7 B frames that nothing refers
+Ingest turns a source file into packets without a container: H.264, closed GOPs of 32, 7 B frames that nothing refers
 to, so that at a stride of 2 or more most packets are never decoded. Planes are limited-range BT.601, as in most sources.
 Or it indexes the source's own packets (passthrough). Either way a clip is decoded from just the packets that its frames
 depend on, cropped before anything is converted, and resized in one call.
@@ -39,7 +39,7 @@ from mgray.data.storage import MappedFile, fetched
 from mgray.data.window import Planes, Window
 from mgray.errors import VideoError
 
-GOP = 16
+GOP = 32
 _REPEATABLE = "mbtree=0:threads=1"
 """Without these, x264 gives other bytes from one call to the next for the same frames (seen with x264 165)."""
 CODEC = {
