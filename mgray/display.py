@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console, Group
 from rich.filesize import decimal
@@ -19,6 +23,40 @@ from mgray.data.shard import ShardSet
 
 LINE_EVERY_S = 30.0
 """Seconds between two lines where there is no terminal."""
+
+
+_NOISE = "PYTHON worker processes have been started"
+"""Ray prints this on every driver's output, whatever its log level, where a machine of few cores runs many actors."""
+
+
+class _Filtered:
+    """Standard output without Ray's remark on the number of its processes; what else Ray says goes through."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._thread = threading.local()
+
+    def write(self, text: str) -> int:
+        # print() writes the end of a line by itself
+        ends_noise = text == "\n" and getattr(self._thread, "dropped", False)
+        self._thread.dropped = _NOISE in text and not text.endswith("\n")
+        return len(text) if ends_noise or _NOISE in text else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Keep Ray's remark on the number of its processes off standard output for as long as the context lasts."""
+    before = sys.stdout
+    filtered = cast(TextIO, _Filtered(before))
+    sys.stdout = filtered
+    try:
+        yield
+    finally:
+        if sys.stdout is filtered:
+            sys.stdout = before
 
 
 class TrainDisplay:

@@ -29,7 +29,7 @@ from mgray.data.ingest import LEVELS, IngestProgress, ingest
 from mgray.data.levels import levels_of
 from mgray.data.manifest import MANIFEST, SOURCE, VERSION, Manifest
 from mgray.data.shard import ShardSet
-from mgray.display import TrainDisplay
+from mgray.display import TrainDisplay, without_noise
 from mgray.driver import start_driver
 from mgray.errors import ConfigError, TrainingError
 from mgray.jsonfile import write_json
@@ -146,7 +146,8 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
         ) from None  # fmt: skip
     quiet_ray_data()
     try:
-        yield
+        with contextlib.nullcontext() if verbose else without_noise():
+            yield
     finally:
         ray.shutdown()
 

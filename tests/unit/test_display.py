@@ -80,3 +80,15 @@ def test_what_ctl_prints() -> None:
     assert display.ctl_lines("mine", {"version": 0}) == ["mine: workers are starting"]
     tree = display.ctl_tree(status)
     assert tree["amendments"][0] == ["rate", 30, 0.5, "k"] and "pid" not in tree
+
+
+def test_rays_remark_on_its_processes_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    with display.without_noise():
+        print("(raylet) WARNING: 8 PYTHON worker processes have been started on node: b4")
+        print("(raylet) a task was killed")
+        Console().print("WARNING: 8 PYTHON worker processes have been started, said above a bar")
+        print("figures")
+    print("after")
+    assert out.getvalue() == "(raylet) a task was killed\nfigures\nafter\n"
