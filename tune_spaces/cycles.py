@@ -7,32 +7,50 @@ from mgray.plan.spec import SQRT_HALF
 from tune_spaces.ranges import Choice, Space, Uniform
 
 FULL = (1.0, 1.0)
-
-
-def _long(*pairs: tuple[float, float]) -> dict[str, object]:
-    return {"plan.long_cycle": "stage", "plan.long_factors": (*pairs, FULL)}
+LONG = {
+    "paper": ((0.25, SQRT_HALF), (0.5, SQRT_HALF), (0.5, 1.0), FULL),
+    "frames": ((0.25, 1.0), (0.5, 1.0), FULL),
+    "half frames": ((0.5, 1.0), FULL),
+    "sizes": ((1.0, 0.5), (1.0, SQRT_HALF), FULL),
+    "two": ((0.5, SQRT_HALF), FULL),
+    "two coarse": ((0.25, SQRT_HALF), FULL),
+}
+SHORT = {"paper": (0.5, SQRT_HALF), "one": (SQRT_HALF,)}
+SHRINKAGE = 32
+"""The networks' last map is so many times smaller than the crop; one place is all that a crop of that side leaves."""
 
 
 def cycles(run: Run) -> Space:
-    """Long and short factors, cycles in a stage, share of fine-tuning, and epochs over the baseline's."""
+    """Long and short factors, spans, cycles in a stage, share of fine-tuning, and epochs over the baseline's.
+
+    Cycles with crops that leave the network a map of one place are left out.
+    """
+
+    def is_seen(*crops: float) -> bool:
+        return min(crops) * run.plan.crop > SHRINKAGE
+
     return {
         "long": Choice(
             {
-                "paper": _long((0.25, SQRT_HALF), (0.5, SQRT_HALF), (0.5, 1.0)),
-                "frames": _long((0.25, 1.0), (0.5, 1.0)),
-                "sizes": _long((1.0, 0.5), (1.0, SQRT_HALF)),
-                "two": _long((0.5, SQRT_HALF)),
-                "two coarse": _long((0.25, SQRT_HALF)),
+                **{
+                    name: {"plan.long_cycle": "stage", "plan.long_factors": pairs}
+                    for name, pairs in LONG.items()
+                    if is_seen(*(crop for _, crop in pairs))
+                },
                 "off": {"plan.long_cycle": "off"},
             }
         ),
         "short": Choice(
             {
-                "paper": {"plan.short_cycle": True, "plan.short_factors": (0.5, SQRT_HALF)},
-                "one": {"plan.short_cycle": True, "plan.short_factors": (SQRT_HALF,)},
+                **{
+                    name: {"plan.short_cycle": True, "plan.short_factors": factors}
+                    for name, factors in SHORT.items()
+                    if is_seen(*factors)
+                },
                 "off": {"plan.short_cycle": False},
             }
         ),
+        "spans": Choice({spans: {"plan.spans": spans} for spans in ("varied", "kept")}),
         "cycles": Choice({"1": {"plan.cycles": 1}, "2": {"plan.cycles": 2}}),
         "final": Choice(
             {

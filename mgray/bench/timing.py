@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
+import statistics
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mgray.config import Run
 from mgray.data.shard import ShardSet
 from mgray.data.source import TrainSource
 from mgray.errors import ConfigError
 from mgray.plan import ClipShape, Plan
+from mgray.plan.forecast import largest_share
+from mgray.plan.overlap import Losses, opened_at, pipelines
 from mgray.plan.timing import Point, Timing
-from mgray.report.records import read_run
+from mgray.report.records import RunRecords, read_run
 
 DECODE_CLIPS = 48
 """Decoded of each shape to measure what one costs."""
@@ -24,52 +34,114 @@ BLOCK_CLIPS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTimes:
-    """Measured step times, and how many CPU cores a worker was."""
+    """Measured step times, how many CPU cores a worker was, and what runs took beyond their undisturbed steps."""
 
     timing: Timing
     device_cores: float = 0.0
+    losses: tuple[Losses, ...] = ()
+
+    def opening_s(self, decode: Timing | None, cores: float, workers: int) -> float:
+        """Seconds of training that the opening of a pipeline costs: the mean of the runs, if there are such of those on `workers`."""
+        return _mean([loss.opening_s(decode, cores) for loss in self._of(workers)])
+
+    def start_s(self, workers: int) -> float:
+        """What a first step took beyond others, likewise."""
+        return _mean([loss.start_s for loss in self._of(workers)])
+
+    def _of(self, workers: int) -> list[Losses]:
+        return [loss for loss in self.losses if loss.workers == workers] or list(self.losses)
 
 
-def read_step_times(source: str) -> StepTimes:
-    """The step times of `source`: a run's folder, JSON of `mgray bench step`, or JSON `{"64x32x224x224": seconds}`.
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
 
-    Of a run, the time that workers waited for clips is left out. On a GPU, whose kernels run on while the loop waits, that may be
-    too much; `mgray bench step` measures there.
+
+def read_step_times(sources: Sequence[str]) -> StepTimes:
+    """The step times of `sources`: runs' folders, JSON of `mgray bench step`, JSON `{"64x32x224x224": seconds}`.
+
+    Of a run, a shape takes the median of the steps that no opening of a pipeline disturbs, without the time that workers waited
+    for clips. On a GPU, whose kernels run on while the loop waits, that may be too little; `mgray bench step` measures there.
 
     Raises:
-        ConfigError: it is none of these.
-        DataError: the run's records cannot be read.
+        ConfigError: one is none of these, or two are of different models.
+        DataError: a run's records cannot be read.
     """
-    if Path(source).is_dir():
-        return _of_run(Path(source))
+    found = [_of_run(Path(source)) if Path(source).is_dir() else _of_file(source) for source in sources]
+    models = {model: source for source, (_, model) in zip(sources, found, strict=True) if model}
+    if len(models) > 1:
+        raise ConfigError("step_times", sources[-1], "is of another model", f"do not put it beside {sources[0]}")
+    parts = [part for part, _ in found]
+    return StepTimes(
+        timing=Timing.fit((p for part in parts for p in part.timing.points), "; ".join(p.timing.source for p in parts)),
+        device_cores=max(part.device_cores for part in parts),
+        losses=tuple(loss for part in parts for loss in part.losses),
+    )
+
+
+def _of_file(source: str) -> tuple[StepTimes, str]:
     tree = _read_json("step_times", source, 'write {"64x32x224x224": 0.95, ...}')
     if "step_seconds" not in tree:
-        return StepTimes(timing=Timing.of_table(_numbers("step_times", source, tree), source))
+        return StepTimes(timing=Timing.of_table(_numbers("step_times", source, tree), source)), ""
     workers = int(tree.get("workers", 1))
     label = f"{source} ({tree.get('model', '?')} on {workers} x {tree.get('device', '?')})"
-    return StepTimes(timing=Timing.of_table(_numbers("step_times", source, tree["step_seconds"]), label, workers))
+    return StepTimes(timing=Timing.of_table(_numbers("step_times", source, tree["step_seconds"]), label, workers)), ""
 
 
-def _of_run(folder: Path) -> StepTimes:
+def _of_run(folder: Path) -> tuple[StepTimes, str]:
+    """Its step times, and its model."""
     records = read_run(folder)
     steps = records.steps
-    starts = [event.detail.split() for event in records.events if event.event in ("start", "resume")]
+    starts = [event for event in records.events if event.event in ("start", "resume")]
     if not len(steps) or not starts:
         raise ConfigError("step_times", str(folder), "has no step yet", "name a run that has trained")
-    if len({words[0] for words in starts}) > 1:
+    words = [event.detail.split() for event in starts]
+    if len({of[0] for of in words}) > 1:
         raise ConfigError("step_times", str(folder), "was trained by different numbers of workers", "name another run")
-    workers = int(starts[-1][0])
+    workers, device_cores = int(words[-1][0]), records.run.scale.cpus if words[-1][-1] == "cpu" else 0.0
+    begins, is_steady = _pipelines(records, workers, {event.step for event in starts})
     own_s = steps.step_s - steps.wait_s
-    points = []
-    for clips, frames, crop in sorted(
-        set(zip(steps.clips.tolist(), steps.frames.tolist(), steps.crop.tolist(), strict=True))
-    ):
-        mine = (steps.clips == clips) & (steps.frames == frames) & (steps.crop == crop)
-        # the mean: slow first steps and interruptions are part of what a run takes
-        points.append(Point(-(-clips // workers), ClipShape(frames, crop, crop), float(own_s[mine].mean())))
-    on_cpu = starts[-1][-1] == "cpu"
-    label = f"{folder} ({workers} worker(s), {len(steps):,} steps without their data wait)"
-    return StepTimes(timing=Timing.fit(points, label, workers), device_cores=records.run.scale.cpus if on_cpu else 0.0)
+    steady_s = np.zeros(len(steps))
+    points, clips = [], Counter[ClipShape]()
+    for count, frames, crop in set(zip(steps.clips.tolist(), steps.frames.tolist(), steps.crop.tolist(), strict=True)):
+        mine = (steps.clips == count) & (steps.frames == frames) & (steps.crop == crop)
+        chosen = mine & is_steady if (mine & is_steady).any() else mine
+        shape, seconds = ClipShape(frames, crop, crop), float(np.median(own_s[chosen]))
+        steady_s[mine] = seconds
+        clips[shape] += count * int(mine.sum())
+        groups = int(records.plan["phases"][int(steps.phase[mine][0])]["bn_groups"])
+        points.append(Point(largest_share(count, groups, workers)[0], shape, seconds, workers))
+    start_s = max(0.0, float(own_s[0] - steady_s[0]))
+    losses = Losses(
+        workers=workers,
+        device_cores=device_cores,
+        steady_s=float(steady_s.sum()),
+        lost_s=float((own_s - steady_s).sum() + steps.wait_s[begins].sum()) - start_s,
+        start_s=start_s,
+        openings=len(begins),
+        clips=clips,
+    )
+    timing = Timing.fit(points, f"{folder} ({workers} worker(s), {len(steps):,} steps)")
+    found = StepTimes(timing=timing, device_cores=device_cores, losses=(losses,))
+    return found, json.dumps(dataclasses.asdict(records.run.model), sort_keys=True)
+
+
+def _pipelines(records: RunRecords, workers: int, starts: set[int]) -> tuple[list[int], npt.NDArray[np.bool_]]:
+    """Which of a run's steps are first in a pipeline that was opened while it trained, and which no opening disturbs."""
+    steps, feed = records.steps, records.run.feed
+    place = {step: index for index, step in enumerate(steps.step.tolist())}
+    cuts = sorted({int(phase["first_step"]) for phase in records.plan["phases"]} | starts | {max(place) + 1})
+    begins, is_steady = [], np.zeros(len(steps), bool)
+    for first, stop in itertools.pairwise(cuts):
+        inside = [place[step] for step in range(first, stop) if step in place]
+        if not inside:
+            continue
+        block_bytes = 3 * int((steps.voxels[inside] // workers).max())
+        for pipeline in pipelines(range(first, stop), block_bytes, feed.ahead, int(feed.ahead_gib * 2**30)):
+            if pipeline.start in place and pipeline.start not in starts:
+                begins.append(place[pipeline.start])
+            undisturbed = range(pipeline.start + 1, opened_at(pipeline))
+            is_steady[[place[step] for step in undisturbed if step in place]] = True
+    return begins, is_steady
 
 
 def read_decode_times(source: str) -> Timing:

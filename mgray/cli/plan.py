@@ -58,8 +58,9 @@ class PlanArguments:
     """Draw the schedule into this file (.png, .svg or .pdf)."""
     gpus: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
     """Devices to predict for, one worker on each: time, decoding, cores and network of each phase. 0: those of --step-times, else no prediction."""
-    step_times: Annotated[str, tyro.conf.arg(metavar="FILE_OR_RUN")] = ""
-    """Measured times: a run's folder, JSON of `mgray bench step`, or {"64x32x224x224": 0.95} (seconds of a step by global batch)."""
+    step_times: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE_OR_RUN [...]")] = ()
+    """Measured times: runs' folders, JSON of `mgray bench step`, or {"64x32x224x224": 0.95} (seconds of a step by global batch).
+    Several, on different numbers of devices, tell how a step shrinks with its clips."""
     decode_rate: Annotated[str, tyro.conf.arg(metavar="RATE_OR_FILE_OR_RUN")] = ""
     """Clips a second that a core decodes: a number, JSON by shape or of `mgray bench feed`, or a run whose shards are measured now."""
     cores: float = 0.0
@@ -147,9 +148,11 @@ def _cluster(command: PlanArguments) -> tuple[Cluster | None, Callable[[ClipShap
     device_cores = command.device_cores
     if device_cores is None:
         device_cores = 0.0 if measured is None else measured.device_cores
+    cores = command.cores or math.inf
+    gpus = command.gpus or (1 if measured is None else measured.timing.workers[-1])
     cluster = Cluster(
-        gpus=command.gpus or (1 if measured is None else measured.timing.workers),
-        cores=command.cores or math.inf,
+        gpus=gpus,
+        cores=cores,
         device_cores=device_cores,
         step=None if measured is None else measured.timing,
         device_flops=command.tflops * 1e12,
@@ -160,6 +163,8 @@ def _cluster(command: PlanArguments) -> tuple[Cluster | None, Callable[[ClipShap
             bandwidth=command.network_gbit / 8 * 1e9,
             latency_s=command.latency_us * 1e-6,
         ),
+        opening_s=0.0 if measured is None else measured.opening_s(decode, cores, gpus),
+        start_s=0.0 if measured is None else measured.start_s(gpus),
     )
     return cluster, cost.clip_flops
 
@@ -257,7 +262,7 @@ PLAN = Command(
         "mgray plan kinetics400_slowfast_r50",
         "mgray plan folder --data.path videos/ --plan.epoch-factor 1.0 --plot schedule.png",
         "mgray plan kinetics400_slowfast_r50 --gpus 8 --decode-rate 150 --cores 128",
-        "mgray plan demo --step-times runs/demo --decode-rate runs/demo --cores 2 --optimise",
+        "mgray plan demo --step-times runs/one_worker runs/two_workers --decode-rate runs/one_worker --cores 2 --optimise",
         "mgray plan --pyslowfast SLOWFAST_8x8_R50.yaml MULTIGRID.LONG_CYCLE True --data.num-samples 240436 --json",
     ),
     workloads=True,

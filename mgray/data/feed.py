@@ -34,6 +34,7 @@ from ray.exceptions import RayTaskError
 from mgray.config import FeedSection
 from mgray.data.source import Block, Blocks, ClipSource, Fault
 from mgray.errors import MgrayError
+from mgray.plan.overlap import pipelines
 
 ROW_BYTES = 8 << 20
 """Blocks of several steps travel together up to this size: a row costs the executor some 7 ms, however small."""
@@ -101,9 +102,7 @@ class GridShard:
     def _pieces(self, source: ClipSource, segment: range) -> Iterator[range]:
         """A segment cut into pipelines."""
         budget = int(self.section.ahead_gib * 2**30)
-        length = max(2, min(self.section.ahead, budget // self.block_bytes(source, segment)))
-        for start in range(segment.start, segment.stop, length):
-            yield range(start, min(start + length, segment.stop))
+        yield from pipelines(segment, self.block_bytes(source, segment), self.section.ahead, budget)
 
     def block_bytes(self, source: ClipSource, steps: range) -> int:
         """Size of the largest block: the short cycle's slots are all among the first steps."""

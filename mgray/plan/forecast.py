@@ -1,16 +1,18 @@
 """What a schedule asks of a cluster: devices, decoding and network, phase by phase, and how long it takes there.
 
-Training seconds only: start-up, validation and checkpoints are not in them.
+Training seconds only: start-up before the first step, validation and checkpoints are not in them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mgray.errors import ConfigError
+from mgray.plan.overlap import host_s, pipelines
 from mgray.plan.phase import Phase
 from mgray.plan.plan import Plan
 from mgray.plan.shape import BatchShape, ClipShape
@@ -67,6 +69,10 @@ class Cluster:
     decode: Timing | None = None
     """Core seconds to decode clips; None where it is not known."""
     network: Network
+    opening_s: float = 0.0
+    """Seconds of training that a rank loses whenever a pipeline of its feed is opened; ranks open theirs together."""
+    start_s: float = 0.0
+    """What the first step takes beyond others of its shape."""
 
     def __post_init__(self) -> None:
         for name, ok in (("gpus", self.gpus >= 1), ("cores", self.cores > 0), ("device_cores", self.device_cores >= 0)):
@@ -85,6 +91,8 @@ class PhaseForecast:
     """Exposed, beyond what is in the measured step times."""
     host_s: float
     """What cores need for decoding, and for devices that are cores, if all are busy."""
+    feed_s: float
+    """Lost at the openings of the feed's pipelines, and in the run's first step."""
     clips_per_gpu: tuple[int, ...]
     """The largest share of a step in each slot."""
     clip_rate: float
@@ -103,7 +111,7 @@ class PhaseForecast:
 
     @property
     def seconds(self) -> float:
-        return max(self.busy_s, self.host_s)
+        return max(self.busy_s, self.host_s) + self.feed_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +124,8 @@ class Forecast:
     baseline_seconds: float
     extrapolated: tuple[BatchShape, ...]
     """Batches of clip shapes that were not measured, though others were."""
+    seconds_range: tuple[float, float]
+    """From no overhead in a step to nothing else, where measured times do not tell; else twice `seconds`."""
 
     @property
     def speed_up(self) -> float:
@@ -145,13 +155,15 @@ class Forecast:
             "extrapolated": [str(batch) for batch in self.extrapolated],
             "flops": self.flops,
             "seconds": self.seconds,
+            "seconds_range": list(self.seconds_range),
+            "opening_s": cluster.opening_s,
             "baseline_seconds": self.baseline_seconds,
             "speed_up": self.speed_up,
             "bound": self.bound,
             "phases": [
                 {
                     "flops": phase.flops, "seconds": phase.seconds, "device_s": phase.device_s, "network_s": phase.network_s,
-                    "host_s": phase.host_s, "clips_per_gpu": list(phase.clips_per_gpu), "clips_per_s": phase.clip_rate,
+                    "host_s": phase.host_s, "feed_s": phase.feed_s, "clips_per_gpu": list(phase.clips_per_gpu), "clips_per_s": phase.clip_rate,
                     "frames_per_s": phase.frame_rate, "source_frames_per_s": phase.source_frame_rate,
                     "cores": phase.cores, "bound": phase.bound,
                 }
@@ -164,39 +176,52 @@ def forecast(plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], flo
     """What `plan` and its baseline take on `cluster`.
 
     Devices and cores work at the same time, with enough blocks ahead that slots of a short cycle even out: a phase lasts as
-    long as the slower of the two. The largest share of a step counts; the network adds what the backward pass cannot hide.
+    long as the slower of the two, and what openings of pipelines cost. The largest share of a step counts; the network adds what
+    the backward pass cannot hide.
 
     Args:
         clip_flops: operations of one clip, forward and backward.
     """
-    phases = tuple(_phase(phase, cluster, clip_flops) for phase in plan.phases)
+    phases = _phases(plan, cluster, clip_flops)
+    seconds = sum(phase.seconds for phase in phases)
     baseline = plan.baseline()
     batches = {batch: None for phase in (*plan.phases, *baseline.phases) for batch in phase.batches}
+    step, ends = cluster.step, (seconds, seconds)
+    if step is not None and not step.is_identified:
+        few, many = (
+            sum(p.seconds for p in _phases(plan, dataclasses.replace(cluster, step=own), clip_flops))
+            for own in (dataclasses.replace(step, exponent=0.0), dataclasses.replace(step, exponent=1.0))
+        )
+        ends = (min(few, many), max(few, many))
     return Forecast(
         cluster=cluster,
         phases=phases,
-        seconds=sum(phase.seconds for phase in phases),
-        baseline_seconds=sum(_phase(phase, cluster, clip_flops).seconds for phase in baseline.phases),
-        extrapolated=tuple(
-            batch for batch in batches if cluster.step is not None and not cluster.step.is_measured(batch)
-        ),
+        seconds=seconds,
+        baseline_seconds=sum(phase.seconds for phase in _phases(baseline, cluster, clip_flops)),
+        extrapolated=tuple(batch for batch in batches if step is not None and not step.is_measured(batch)),
+        seconds_range=ends,
     )
+
+
+def _phases(plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], float]) -> tuple[PhaseForecast, ...]:
+    return tuple(_phase(phase, cluster, clip_flops) for phase in plan.phases)
 
 
 def _phase(phase: Phase, cluster: Cluster, clip_flops: Callable[[ClipShape], float]) -> PhaseForecast:
     device_s = network_s = decode_s = flops = 0.0
     shares = []
     for batch, steps in zip(phase.batches, phase.slot_steps, strict=True):
-        share, group_ranks = _largest_share(batch.clips, phase.bn_groups, cluster.gpus)
+        share, group_ranks = largest_share(batch.clips, phase.bn_groups, cluster.gpus)
         own_s = (
             share * clip_flops(batch.clip) / cluster.device_flops
             if cluster.step is None
-            else cluster.step.seconds(share, batch.clip)
+            else cluster.step.seconds(share, batch.clip, cluster.gpus)
         )
         exposed = cluster.network.exposed_s(own_s, cluster.gpus, group_ranks)
-        if cluster.step is not None and cluster.step.workers > 1:  # their own is in the measured times
-            _, measured_group = _largest_share(batch.clips, phase.bn_groups, cluster.step.workers)
-            exposed = max(0.0, exposed - cluster.network.exposed_s(own_s, cluster.step.workers, measured_group))
+        measured = 1 if cluster.step is None else cluster.step.workers_at(share, batch.clip)
+        if measured > 1:  # their own is in the measured times
+            _, measured_group = largest_share(batch.clips, phase.bn_groups, measured)
+            exposed = max(0.0, exposed - cluster.network.exposed_s(own_s, measured, measured_group))
         device_s += steps * own_s
         network_s += steps * exposed
         if cluster.decode is not None:
@@ -204,12 +229,12 @@ def _phase(phase: Phase, cluster: Cluster, clip_flops: Callable[[ClipShape], flo
         flops += steps * batch.clips * clip_flops(batch.clip)
         shares.append(share)
     busy_s = device_s + network_s
-    core_s = decode_s + cluster.device_cores * cluster.gpus * device_s
-    # devices that are cores were in each other's way, and in that of decoding, when they were measured
-    is_measured = cluster.step is not None and cluster.gpus <= cluster.step.workers
-    host_s = (decode_s if is_measured else core_s) / cluster.cores
+    needed_s = host_s(device_s, decode_s, cluster.gpus, cluster.device_cores, cluster.cores)
+    block_bytes = max(3 * share * batch.clip.voxels for share, batch in zip(shares, phase.batches, strict=True))
+    steps_of = range(phase.first_step, phase.first_step + phase.num_steps)
+    openings = sum(1 for pipeline in pipelines(steps_of, block_bytes) if pipeline.start)  # the first is not waited for
     bound: Bound = "network" if network_s > device_s else "device"
-    if host_s > busy_s:
+    if needed_s > busy_s:
         bound = "cores" if cluster.device_cores else "decode"
     stride = (phase.stride_min + phase.stride_max) / 2
     clip_rate = phase.clips / busy_s
@@ -217,17 +242,18 @@ def _phase(phase: Phase, cluster: Cluster, clip_flops: Callable[[ClipShape], flo
         flops=flops,
         device_s=device_s,
         network_s=network_s,
-        host_s=host_s,
+        host_s=needed_s,
+        feed_s=openings * cluster.opening_s + (cluster.start_s if not phase.first_step else 0.0),
         clips_per_gpu=tuple(shares),
         clip_rate=clip_rate,
         frame_rate=clip_rate * phase.frames,
         source_frame_rate=clip_rate * phase.frames * stride,
-        cores=None if cluster.decode is None else core_s / busy_s,
+        cores=None if cluster.decode is None else (decode_s + cluster.device_cores * cluster.gpus * device_s) / busy_s,
         bound=bound,
     )
 
 
-def _largest_share(clips: int, groups: int, ranks: int) -> tuple[int, int]:
+def largest_share(clips: int, groups: int, ranks: int) -> tuple[int, int]:
     """The most clips that a rank has of a step, and the ranks that the widest batch-norm group spans."""
     shares = [share_of(rank, ranks, clips, groups) for rank in range(ranks)]
     return max(len(share.clips) for share in shares), max(len(share.ranks) for share in shares)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mgray.plan.forecast import Forecast
+from mgray.plan.overlap import AHEAD
 from mgray.plan.phase import Phase
 from mgray.plan.table import PlanTable, slots
 
@@ -35,16 +36,30 @@ def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
         for phase, part in zip(phases, found.phases, strict=True)
     )
     cluster = found.cluster
-    step = (
+    step = cluster.step
+    known = (
         f"MODELLED from FLOPs at {cluster.device_flops / 1e12:g} TFLOP/s a device (--tflops); measure with --step-times"
-        if cluster.step is None
-        else f"{cluster.step.source}; {1000 * cluster.step.overhead_s:.3g} ms of a step do not shrink with its clips"
+        if step is None
+        else step.source
+        + (f"; {1000 * step.overhead_s:.3g} ms of a step do not shrink with its clips" if step.is_identified else "")
     )
     lines = [
         f"{cluster.gpus} device(s): {duration(found.seconds)} of training, {si(found.flops)}FLOP; "
         f"baseline {duration(found.baseline_seconds)}; speed-up {found.speed_up:.2f}x, bound by {found.bound}",
-        f"step times: {step}",
+        f"step times: {known}",
     ]
+    if step is not None and found.seconds_range[1] > 1.01 * found.seconds_range[0]:
+        lines.append(
+            f"measured on {' and '.join(map(str, step.workers))} device(s), on steps of about equal voxels: how they shrink with their clips is "
+            f"not known; {duration(found.seconds_range[0])} to {duration(found.seconds_range[1])}, above is the mean (geometric) of "
+            "each step; --step-times of another number of devices, too, would tell"
+        )
+    if cluster.opening_s or cluster.start_s:
+        feed_s = sum(phase.feed_s for phase in found.phases)
+        lines.append(
+            f"feed: each pipeline that opens (a phase begins, or {AHEAD} steps are over) costs {1000 * cluster.opening_s:,.0f} ms of training, "
+            f"the first step {1000 * cluster.start_s:,.0f} ms more than others; {duration(feed_s)} in all"
+        )
     if found.extrapolated:
         lines.append(f"not measured, on the line through the others: {', '.join(map(str, found.extrapolated))}")
     lines.append(

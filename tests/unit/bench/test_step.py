@@ -34,8 +34,8 @@ def test_every_batch_of_the_schedule_and_its_baseline() -> None:
 def test_a_file_of_it_is_read_by_the_planner(tmp_path: Path) -> None:
     result = measure(RUN, "cpu", workers=2, rounds=2, scale_down=1)
     (tmp_path / "steps.json").write_text(json.dumps(result.to_json()))
-    read = read_step_times(str(tmp_path / "steps.json"))
-    assert read.timing.workers == 2
+    read = read_step_times([str(tmp_path / "steps.json")])
+    assert read.timing.workers == (2,)
     tree = result.to_json()
     assert set(tree["step_seconds"]) == {str(batch) for batch in batches_of(RUN)}
     for step, row in zip(result.steps, tree["shapes"], strict=True):

@@ -14,6 +14,8 @@ from mgray.plan import ClipShape, Cluster, Network, Plan, PlanSpec, Timing, fore
 from mgray.plan.forecast import BUCKET_BYTES
 from mgray.plan.forecast_table import duration, forecast_table, si
 from mgray.plan.optimise import finest_share
+from mgray.plan.overlap import pipelines
+from mgray.plan.timing import Point
 from tests.unit.plan.specs import SPECS
 
 SPEC = PlanSpec(batch=8, long_cycle="stage", short_cycle=True, epochs=20, lr_steps=(0, 10, 16), bn_group=2)
@@ -25,13 +27,14 @@ def flops(shape: ClipShape) -> float:
     return 1000.0 * shape.voxels
 
 
-def table(plan: Plan, voxel_s: float, overhead: float) -> dict[str, float]:
-    batches = [b for p in (*plan.phases, *plan.baseline().phases) for b in p.batches]
-    return {str(batch): batch.voxels * voxel_s + overhead for batch in batches}
-
-
-def measured(voxel_s: float, overhead: float, workers: int = 1) -> Timing:
-    return Timing.of_table(table(PLAN, voxel_s, overhead), "table", workers)
+def measured(voxel_s: float, overhead: float, *workers: int) -> Timing:
+    """Times of every batch, on so many workers and on eight."""
+    batches = [b for p in (*PLAN.phases, *PLAN.baseline().phases) for b in p.batches]
+    shares = {(-(-b.clips // n), b.clip, n) for b in batches for n in (*(workers or (1,)), 8)}
+    points = [
+        Point(clips, shape, clips * shape.voxels * voxel_s + overhead, n) for clips, shape, n in sorted(shares, key=str)
+    ]
+    return Timing.fit(points, "table")
 
 
 def test_time_for_voxels_alone_is_the_voxel_ratio() -> None:
@@ -61,7 +64,7 @@ def test_decoding_bounds_coarse_phases_first() -> None:
     found = forecast(PLAN, cluster, flops)
     first, last = found.phases[0], found.phases[-1]
     assert first.bound == found.bound == "decode"
-    assert first.seconds == pytest.approx(PLAN.phases[0].clips / 10)
+    assert first.seconds == pytest.approx(PLAN.phases[0].clips / 9)  # a core is the rank's own
     assert first.cores is not None and first.cores == pytest.approx(first.clip_rate) and first.cores > 60
     (base,) = forecast(PLAN.baseline(), cluster, flops).phases
     assert base.bound == "device" and base.clip_rate == pytest.approx(8)
@@ -77,9 +80,6 @@ def test_devices_that_are_cores_share_them_with_decoding() -> None:
     decode_s = sum(phase.clips for phase in PLAN.phases) / 10
     assert found.seconds == pytest.approx((PLAN.voxels * 1e-6 + decode_s) / 2)
     assert found.bound == "cores"
-    # two that were measured together had their cores shared already
-    same = forecast(PLAN, dataclasses.replace(cluster, step=measured(1e-6, 0.0, workers=2)), flops)
-    assert same.seconds == pytest.approx(PLAN.voxels * 1e-6)
 
 
 def test_the_network_adds_what_the_backward_pass_does_not_hide() -> None:
@@ -98,13 +98,40 @@ def test_the_network_adds_what_the_backward_pass_does_not_hide() -> None:
 
 def test_measured_times_hold_their_own_network() -> None:
     network = Network(gradient_bytes=1e9, bandwidth=1e9)
-    timing = measured(1e-9, 0.0, workers=2)
+    timing = measured(1e-9, 0.0, 2)
     same = forecast(PLAN, Cluster(gpus=2, step=timing, network=network), flops)
     assert [part.network_s for part in same.phases] == [0] * len(PLAN.phases)
-    assert same.seconds == pytest.approx(PLAN.voxels * 1e-9)
+    assert same.seconds == pytest.approx(PLAN.voxels * 1e-9 / 2)
     assert all(
         part.network_s > 0 for part in forecast(PLAN, Cluster(gpus=4, step=timing, network=network), flops).phases
     )
+
+
+def test_pipelines_cost_what_their_openings_do() -> None:
+    cluster = Cluster(step=measured(1e-9, 0.0), network=SILENT, opening_s=0.5, start_s=2.0)
+    found, without = (
+        forecast(PLAN, c, flops) for c in (cluster, dataclasses.replace(cluster, opening_s=0.0, start_s=0.0))
+    )
+    cuts = [
+        len(list(pipelines(range(p.num_steps), 3 * max(b.voxels for b in p.batches)))) for p in PLAN.phases
+    ]  # of 28 steps where blocks have 38 MB
+    assert cuts[-1] == math.ceil(PLAN.phases[-1].num_steps / 27)
+    assert found.seconds - without.seconds == pytest.approx(0.5 * (sum(cuts) - 1) + 2.0)
+    assert found.phases[0].feed_s == pytest.approx(0.5 * (cuts[0] - 1) + 2.0)
+    assert "costs 500 ms of training" in "\n".join(forecast_table(PLAN.phases, found).totals)
+
+
+def test_steps_of_equal_voxels_give_a_range() -> None:
+    batches = [b for p in (*PLAN.phases, *PLAN.baseline().phases) for b in p.batches]
+    timing = Timing.of_table({str(batch): batch.voxels * 1e-9 for batch in batches}, "table")
+    found = forecast(PLAN, Cluster(gpus=4, step=timing, network=SILENT), flops)
+    low, high = found.seconds_range
+    assert (low, high) == pytest.approx((PLAN.voxels * 1e-9 / 4, PLAN.voxels * 1e-9), rel=0.05)  # whole groups
+    assert low < found.seconds < high
+    assert "steps of about equal voxels" in "\n".join(forecast_table(PLAN.phases, found).totals)
+    same = forecast(PLAN, Cluster(gpus=1, step=timing, network=SILENT), flops)
+    assert same.seconds_range == pytest.approx((same.seconds, same.seconds))
+    assert "about equal voxels" not in "\n".join(forecast_table(PLAN.phases, same).totals)
 
 
 def test_more_devices_than_clips_are_named() -> None:

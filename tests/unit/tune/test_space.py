@@ -48,7 +48,7 @@ def test_unknown_fields_are_refused() -> None:
             with_fields(WORKLOADS["demo"](), {name: 1})
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(spec=SPECS, share=st.floats(1.0, 3.0))
 def test_a_schedule_is_made_as_long_as_its_cost(spec: PlanSpec, share: float) -> None:
     base = Plan.compile(dataclasses.replace(spec, epoch_factor=1.0), 60)
