@@ -153,13 +153,6 @@ def train_clip(
     )
 
 
-def center_clip(
-    sample: int, video: VideoInfo, shape: ClipShape, *, stride: int, short_side: int, fps: float
-) -> ClipSpec:
-    """The clip in the middle of a video, in time and in both directions of space; the arguments are those of `view_clips`."""
-    return next(view_clips(sample, video, shape, Views(), stride=stride, short_side=short_side, fps=fps))
-
-
 def view_clips(
     sample: int,
     video: VideoInfo,

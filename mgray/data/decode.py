@@ -56,6 +56,9 @@ CODEC = {
 
 DECODE_LIMIT_S = 600.0
 """Seconds of decoding after which ingest gives a file up."""
+CLIP_LIMIT_S = 120.0
+"""Seconds of CPU time after which the clips that a batch has of one video are given up. Not of wall time: how busy a machine is must
+not decide what is trained on."""
 MAX_SIDE = 16384
 """Pixels; larger frames are refused."""
 MAX_PIXELS = 1 << 26
@@ -83,56 +86,11 @@ _CUT_OFF = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """What the header of a video file says, in display orientation (rotation applied)."""
-
-    num_frames: int
-    width: int
-    height: int
-    fps: float
-    duration_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Ingested:
     """A source file as it is stored: at each level (None where a finer one serves as well), and what kind of file it was."""
 
     levels: tuple[StoredVideo | None, ...]
     probe: SourceProbe
-
-
-def probe_video(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Probe:
-    """Read a file's header and first frame; frames are counted by packets where the header does not say.
-
-    Args:
-        limit_s: seconds after which a file is given up.
-
-    Raises:
-        VideoError: missing, empty, no video in it, or nothing that decodes.
-    """
-    started = time.monotonic()
-    with _opened(path, limit_s) as container:
-        stream = _video_stream(container, path)
-        first: VideoFrame | None = None
-        counted = 0
-        try:
-            for packet in container.demux(stream):
-                if time.monotonic() - started > limit_s:
-                    raise _unreadable(path, f"does not decode within {limit_s:g} s ({counted} packets in that time)")
-                counted += packet.size > 0
-                if first is None:
-                    first = next(iter(packet.decode()), None)
-                if first is not None and stream.frames:
-                    break
-        except av.FFmpegError as error:
-            raise _unreadable(path, f"does not decode ({_reason(error)})") from None
-        if first is None:
-            raise _unreadable(path, "holds no frame")
-        num_frames = stream.frames or counted
-        width, height = _display_size(first)
-        _check_size(path, width, height)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        return Probe(num_frames, width, height, fps, num_frames / fps if fps else 0.0)
 
 
 def transcode(path: str, short_sides: Sequence[int], *, limit_s: float = DECODE_LIMIT_S) -> Ingested:
@@ -351,19 +309,23 @@ def level_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return even(width), even(height)
 
 
-def decode_clip(video: StoredVideo, spec: ClipSpec, out: npt.NDArray[np.uint8]) -> None:
+def decode_clip(
+    video: StoredVideo, spec: ClipSpec, out: npt.NDArray[np.uint8], *, limit_s: float = CLIP_LIMIT_S
+) -> None:
     """Decode a clip into `out`, uint8 [frames, height, width, 3]; see `decode_clips`."""
-    decode_clips(video, [spec], out[None])
+    decode_clips(video, [spec], out[None], limit_s=limit_s)
 
 
-def decode_clips(video: StoredVideo, specs: Sequence[ClipSpec], out: npt.NDArray[np.uint8]) -> None:
+def decode_clips(
+    video: StoredVideo, specs: Sequence[ClipSpec], out: npt.NDArray[np.uint8], *, limit_s: float = CLIP_LIMIT_S
+) -> None:
     """Decode clips of one video and shape into `out`: uint8 [N, frames, height, width, 3], RGB, cropped, resized, mirrored.
 
     Only the packets that the wanted frames depend on are decoded, each once, however many clips show it. A crop begins at a
     whole pixel of the stored frame, the nearest one; its size is exact. Resizing is antialiased.
 
     Raises:
-        VideoError: the packets do not decode.
+        VideoError: the packets do not decode, or not within `limit_s` seconds of CPU time.
     """
     shape = specs[0].shape
     assert out.shape == (len(specs), shape.frames, shape.height, shape.width, 3) and out.dtype == np.uint8
@@ -378,7 +340,7 @@ def decode_clips(video: StoredVideo, specs: Sequence[ClipSpec], out: npt.NDArray
             Window(len(frames), box, (video.width, video.height), (shape.width, shape.height), spec.flip)
         )  # fmt: skip
     colour: tuple[Colorspace, ColorRange] | None = None
-    for number, frame in decode_frames(video, sorted(set().union(*distinct))):
+    for number, frame in decode_frames(video, sorted(set().union(*distinct)), limit_s=limit_s):
         colour = colour or _colour(frame)
         planes = _planes(frame, video.quarter_turns)
         for window, place in zip(windows, places, strict=True):
@@ -412,13 +374,15 @@ def _converted(window: Window, frames: int, matrix: Colorspace, levels: ColorRan
     return np.ascontiguousarray(rows).reshape(frames, height, width, 3)
 
 
-def decode_frames(video: StoredVideo, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+def decode_frames(
+    video: StoredVideo, wanted: Sequence[int], *, limit_s: float = CLIP_LIMIT_S
+) -> Iterator[tuple[int, VideoFrame]]:
     """The wanted source frames at the stored size, each once, in display order.
 
     Raises:
-        VideoError: the packets do not decode.
+        VideoError: the packets do not decode, or not within `limit_s` seconds of CPU time (with what this thread does with the frames).
     """
-    left = set(wanted)
+    left, deadline_s = set(wanted), time.thread_time() + limit_s
     key = (video.codec, video.extradata)
     # a decoder is taken out of the store while it is in use, and put back only if all went well
     decoder = _LOCAL.decoders.pop(key, None) or _decoder(*key)
@@ -433,6 +397,10 @@ def decode_frames(video: StoredVideo, wanted: Sequence[int]) -> Iterator[tuple[i
                 else:
                     decoder = _decoder(*key)
             fed = position
+            if time.thread_time() > deadline_s:
+                raise _undecodable(
+                    f"a stored video does not decode within {limit_s:g} s ({len(left)} frames were missing still)"
+                )
             packet = av.Packet(bytes(video.packet(position)))
             packet.pts = packet.dts = int(video.pts[position])
             yield from _taken(decoder.decode(packet), left, video)

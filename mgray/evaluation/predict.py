@@ -137,7 +137,7 @@ class Predictor:
             for first in range(0, len(specs), self.run.train.eval_batch):
                 some = specs[first : first + self.run.train.eval_batch]
                 clips_NTHWC = np.empty((len(some), shape.frames, shape.height, shape.width, 3), np.uint8)
-                decode_clips(video, some, clips_NTHWC)
+                decode_clips(video, some, clips_NTHWC, limit_s=LIMIT_S)
                 parts.append(log_scores(self.worker, _block(clips_NTHWC), len(some), multi_label=self.multi_label))
                 if on_progress is not None:
                     on_progress(first + len(some), len(specs))

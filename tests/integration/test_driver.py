@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from mgray.control import ask, driver_of, status_of
-from mgray.driver import FUTILE_ATTEMPTS, GAUGES, NAMESPACE, ScheduleDriver, start_driver
+from mgray.driver import FUTILE_ATTEMPTS, GAUGES, ScheduleDriver, start_driver
 from mgray.errors import ConfigError, TrainingError, VideoError
 from mgray.plan import Plan, PlanSpec
 from mgray.plan.state import Amendment, Orders, Request, ScheduleState
@@ -219,4 +219,3 @@ def test_amendments_outlive_the_driver_and_hold_at_their_step(shards: str, tmp_p
     assert result.steps == amended.num_steps < plan.num_steps
     with pytest.raises(ConfigError, match="is not in progress"), driver_of(tmp_path / "amended"):
         pass
-    assert NAMESPACE == "mgray"

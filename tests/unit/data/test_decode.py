@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import time
 from pathlib import Path
 
 import av
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgray.data.clip import ClipSpec, VideoInfo, center_clip
-from mgray.data.decode import decode_clip, decode_frames, encode_frames, level_size, probe_video, transcode
+from mgray.data.clip import ClipSpec, VideoInfo, Views, view_clips
+from mgray.data.decode import decode_clip, decode_frames, encode_frames, level_size, transcode
 from mgray.data.shard import StoredVideo
 from mgray.errors import VideoError
 from mgray.plan import ClipShape
@@ -123,8 +124,6 @@ def test_rotation_is_applied(source, degrees):
     expected = np.rot90(sequential(source), -degrees // 90, axes=(1, 2))
     assert (video.source.height, video.source.width) == expected.shape[1:3]
     assert psnr(decoded(video), expected) > 28
-    probe = probe_video(str(path))
-    assert (probe.width, probe.height) == (video.source.width, video.source.height)
 
 
 def test_larger_videos_are_reduced_and_rotated_ones_too(folder):
@@ -150,7 +149,9 @@ def test_crops_match_an_antialiased_resize_of_the_whole_frame(folder):
     whole = decoded(video, whole_clip(video.source, (4,)))
     frame = torch.from_numpy(whole).permute(0, 3, 1, 2).float()
     for short_side, size in ((120, 112), (180, 160), (60, 56)):
-        spec = center_clip(0, video.source, ClipShape(1, size, size), stride=1, short_side=short_side, fps=0.0)
+        spec = next(
+            view_clips(0, video.source, ClipShape(1, size, size), Views(), stride=1, short_side=short_side, fps=0.0)
+        )
         spec = ClipSpec(0, 0, spec.shape, (4,), spec.box, False)
         wide = short_side * 4 // 3
         resized = interpolate(frame, size=(short_side, wide), mode="bilinear", antialias=True)  # as torchvision does
@@ -252,7 +253,7 @@ def test_short_videos(folder, count):
     video = at_level(str(folder / f"short{count}.mp4"), 256)
     assert video.source.num_frames == count
     assert video.source.fps == pytest.approx(25)
-    spec = center_clip(0, video.source, ClipShape(8, 32, 32), stride=4, short_side=64, fps=0.0)
+    spec = next(view_clips(0, video.source, ClipShape(8, 32, 32), Views(), stride=4, short_side=64, fps=0.0))
     clip = decoded(video, spec)
     np.testing.assert_array_equal(clip[-1], decoded(video, ClipSpec(0, 0, ClipShape(1, 32, 32), spec.frames[-1:], spec.box, False))[0])  # fmt: skip
     assert psnr(decoded(video), frames) > 27
@@ -267,10 +268,9 @@ def test_level_size(width, height, side, expected):
 
 
 def check_refused(path: Path, words: str) -> None:
-    for read in (lambda: at_level(str(path), 256), lambda: probe_video(str(path))):
-        with pytest.raises(VideoError, match=words) as caught:
-            read()
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(VideoError, match=words) as caught:
+        at_level(str(path), 256)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_unreadable_files_are_named(folder, source):
@@ -297,11 +297,28 @@ def test_damaged_packets_are_refused(stored):
         decoded(damaged)
 
 
-def test_probe(folder, source):
-    probe = probe_video(str(source))
-    assert (probe.num_frames, probe.width, probe.height, probe.fps, probe.duration_s) == (75, 96, 64, 25.0, 3.0)
-    encode_frames(str(folder / "counted.mkv"), moving(9))
-    assert probe_video(str(folder / "counted.mkv")).num_frames == 9
+def test_a_clip_that_takes_too_long_is_given_up(stored):
+    spec = whole_clip(stored.source)
+    with pytest.raises(VideoError, match=r"does not decode within 0 s .75 frames were missing still.") as caught:
+        decode_clip(stored, spec, empty_clip(spec), limit_s=0.0)
+    assert "\n" not in str(caught.value)
+    frames = decode_frames(stored, [3, 40, 70], limit_s=0.02)
+    assert next(frames)[0] == 3
+    begun = time.thread_time()
+    while time.thread_time() - begun < 0.02:
+        pass
+    with pytest.raises(VideoError, match="2 frames were missing still"):
+        next(frames)
+    assert len(list(decode_frames(stored, [3, 40, 70]))) == 3
+
+
+def test_waiting_for_a_core_does_not_count(stored):
+    frames = decode_frames(stored, [3, 40, 70], limit_s=0.1)
+    shown = []
+    for number, _ in frames:
+        shown.append(number)
+        time.sleep(0.11)
+    assert shown == [3, 40, 70]
 
 
 def test_the_same_file_gives_the_same_packets(source, stored):

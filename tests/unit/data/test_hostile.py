@@ -18,7 +18,7 @@ from PIL import Image
 
 from mgray.data import decode, ingest
 from mgray.data.clip import ClipSpec
-from mgray.data.decode import decode_clip, decode_frames, encode_frames, index_packets, probe_video, transcode
+from mgray.data.decode import decode_clip, decode_frames, encode_frames, index_packets, transcode
 from mgray.data.shard import ShardSet
 from mgray.errors import MgrayError, VideoError
 from mgray.plan import ClipShape
@@ -27,7 +27,7 @@ from tests.support.videos import cut_off, empty_clip, moving, write_audio
 
 pytestmark = pytest.mark.timeout(120)
 
-READERS = {"transcode": lambda path: transcode(path, (16,)), "index_packets": index_packets, "probe_video": probe_video}
+READERS = {"transcode": lambda path: transcode(path, (16,)), "index_packets": index_packets}
 FRAMES = 12
 
 
@@ -111,8 +111,6 @@ HOSTILE = {
     "ffconcat": (ffconcat, "is no video that can be opened .of another format"),
     "hls": (hls, "is no video that can be opened"),
 }
-NOT_IN_THE_HEADER = {"truncated", "changing size"}
-"""What shows only when all of a file is decoded, which a probe does not do."""
 NOT_LISTED = {"folder", "pipe", "device", "dangling link"}
 """What a folder of videos does not count among them."""
 
@@ -128,19 +126,14 @@ def check_refused(read, path: str, words: str) -> None:
 def test_a_hostile_file_is_refused_by_name(tmp_path, kind, reader):
     write, words = HOSTILE[kind]
     write(tmp_path / "clip.mp4")
-    if reader == "probe_video" and kind in NOT_IN_THE_HEADER:
-        assert probe_video(str(tmp_path / "clip.mp4")).width == 32
-    else:
-        check_refused(READERS[reader], str(tmp_path / "clip.mp4"), words)
+    check_refused(READERS[reader], str(tmp_path / "clip.mp4"), words)
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_the_ending_of_a_name_does_not_matter(tmp_path, reader):
     for name in ("clip.avi", "clip", "clip.m3u8", "clip%03d.mov", "http:clip.mp4", "concat:a|b.mp4"):
         shutil.copy(small(tmp_path / "clip.mp4"), tmp_path / name)
-        read = READERS[reader](str(tmp_path / name))
-        count = read.num_frames if reader == "probe_video" else read.levels[0].source.num_frames
-        assert count == FRAMES
+        assert READERS[reader](str(tmp_path / name)).levels[0].source.num_frames == FRAMES
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -150,7 +143,6 @@ def test_decoding_that_never_ends_is_given_up(tmp_path, monkeypatch, reader):
     read = {
         "transcode": lambda path: transcode(path, (16,), limit_s=5),
         "index_packets": lambda path: index_packets(path, limit_s=5),
-        "probe_video": lambda path: probe_video(path, limit_s=5),
     }[reader]
     check_refused(read, str(tmp_path / "clip.mkv"), "does not decode within 5 s")
 

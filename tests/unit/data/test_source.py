@@ -9,7 +9,7 @@ import pytest
 
 from mgray.data.annotations import Action
 from mgray.data.clip import Views, train_clip
-from mgray.data.decode import decode_clip
+from mgray.data.decode import decode_clip, decode_clips
 from mgray.data.manifest import SOURCE
 from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
@@ -189,6 +189,18 @@ def test_a_broken_video_is_replaced_by_the_next_probe_that_decodes(shards, broke
         assert all("does not decode" in fault.reason for fault in block.faults)
         seen |= {fault.sample for fault in block.faults}
     assert seen == {2, 3, 7}
+
+
+def test_a_video_that_takes_too_long_is_replaced(shards, source, monkeypatch):
+    def decode(video, specs, out):
+        decode_clips(video, specs, out, **({"limit_s": 0.0} if specs[0].sample == 4 else {}))
+
+    monkeypatch.setattr("mgray.data.source.decode_clips", decode)
+    block = source.block(0, 0, 1)
+    planned = [clip.sample for clip in source.clips(0, 0, 1)]
+    assert 4 in planned and 4 not in block.samples_N
+    assert [fault.sample for fault in block.faults] == [4] * planned.count(4)
+    assert all("does not decode within 0 s" in fault.reason for fault in block.faults)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mgray.data.annotations import read_annotations
-from mgray.data.decode import probe_video
+from mgray.data.decode import index_packets
 from mgray.data.synthetic import MOTIONS, motion_frames, write_motion_videos
 from tests.support.videos import psnr
 
@@ -56,8 +56,8 @@ def test_written_videos_are_a_folder_of_classes(tmp_path):
     assert len(annotations.classes) == 3 and set(annotations.classes) <= set(MOTIONS)
     assert len(annotations.samples) == 6
     for sample in annotations.samples:
-        probe = probe_video(annotations.locate(sample))
-        assert (probe.num_frames, probe.width, probe.height) == (8, 48, 32)
+        video = index_packets(annotations.locate(sample)).levels[0]
+        assert (video.source.num_frames, video.source.width, video.source.height) == (8, 48, 32)
         assert (tmp_path / "a" / sample.path).read_bytes() == (tmp_path / "b" / sample.path).read_bytes()
     with pytest.raises(ValueError, match="classes = 99"):
         write_motion_videos(str(tmp_path), classes=99)
