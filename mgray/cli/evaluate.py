@@ -32,6 +32,8 @@ class EvalArguments:
     """Width and height of a crop; 0 is plan.crop."""
     workers: int = 0
     """Ray tasks that share the videos, with the same result; 0 evaluates in this process."""
+    max_broken: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
+    """Share of the videos that may be broken: they are left out and listed. Default: the run's data.max_broken."""
     per_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print accuracy, average precision and number of videos of each class too, the worst first."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -67,8 +69,9 @@ def _eval(arguments: Sequence[str]) -> None:
     from mgray.train.scores import confusion, write_predictions
 
     viewing = Viewing(
-        views=views, pool=command.pool, short_side=command.short_side, crop=command.crop, workers=command.workers
-    )
+        views=views, pool=command.pool, short_side=command.short_side, crop=command.crop, workers=command.workers,
+        max_broken=command.max_broken,
+    )  # fmt: skip
     if command.plot is not None:
         check_picture(command.plot)
         check_confusion(command.run)
@@ -76,10 +79,12 @@ def _eval(arguments: Sequence[str]) -> None:
         check_output("predictions", command.predictions)
     with progress_bar("evaluate") as show:
         result = evaluate_run(command.run, viewing, data=command.data, on_progress=show)
+    for path, reason in result.broken:
+        print(f"mgray: warning: {path} was left out: {reason}", file=sys.stderr)
     if command.plot is not None:
         plot_confusion(confusion(result.found, len(result.classes)), result.classes, command.plot)
     if command.predictions is not None:
-        write_predictions(result.found, result.paths, result.classes, command.predictions)
+        write_predictions(result.found, result.paths, result.classes, command.predictions, result.broken)
     if command.json:
         print(json_module.dumps(result.to_json(), indent=2))
     else:

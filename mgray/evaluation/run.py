@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from mgray.data.source import ValSource
 from mgray.errors import ConfigError, DataError, TrainingError
 from mgray.plan import ClipShape
 from mgray.train.checkpoint import CheckpointMeta, newest_checkpoint, read_meta
+from mgray.train.quarantine import check_broken
 from mgray.train.scores import Figures, figures_of
 from mgray.train.session import LocalSession
 from mgray.train.views import Pool, VideoScores, score_views, trained_worker
@@ -45,12 +47,16 @@ class Viewing:
     """Width and height of a crop in pixels; 0 is the plan's."""
     workers: int = 0
     """Ray tasks that share the videos; 0 evaluates in this process."""
+    max_broken: float | None = None
+    """Share of the videos that may be broken; None is the run's `data.max_broken`."""
 
     def __post_init__(self) -> None:
         for name in ("short_side", "crop", "workers"):
             value = getattr(self, name)
             if value < 0:
                 raise ConfigError(name, value, "must not be negative", "give a positive whole number, or leave it out")
+        if self.max_broken is not None and not 0 <= self.max_broken <= 1:
+            raise ConfigError("max_broken", self.max_broken, "is outside [0, 1]", "give a share, e.g. 0.01")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +78,13 @@ class Evaluation:
 
     @property
     def paths(self) -> list[str]:
-        """Of the videos, in the order of the split."""
+        """Of the videos that have scores, in the order of the split."""
         return [self.source.shards.path("val", sample) for sample in self.found.samples_V.tolist()]
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """Paths of the videos that were left out, and why."""
+        return [(self.source.shards.path("val", sample), reason) for sample, reason in self.found.broken]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -83,6 +94,7 @@ class Evaluation:
             "step": self.step,
             "data": source.shards.root,
             "num_videos": len(self.found.samples_V),
+            "broken": [{"path": path, "reason": reason} for path, reason in self.broken],
             "views": str(source.views),
             "pool": self.pool,
             "frames": shape.frames,
@@ -126,10 +138,12 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint, or the one given; the scores do not depend on the number of workers.
 
+    Videos that cannot be read or decoded are left out.
+
     Raises:
         CheckpointError: `path` holds no whole checkpoint.
         ConfigError: the short side is smaller than the crop.
-        DataError: the shards are not there, have other classes, or no video to validate on; or a video does not decode.
+        DataError: the shards are not there, have other classes, or no video to validate on; or too many of them are broken.
         TrainingError: Ray gave a task up.
     """
     viewing = viewing or Viewing()
@@ -139,15 +153,22 @@ def evaluate_run(
     run = Run.from_json(meta.run)
     source = _source(run, _shards(run, meta, folder, data), viewing)
     total = source.shards.num_samples("val")
+    max_broken = run.data.max_broken if viewing.max_broken is None else viewing.max_broken
     score = _scored_on_ray if viewing.workers else _scored_here
+    broken: dict[int, str] = {}
     show = on_progress or (lambda done, total: None)
     started, parts, done = time.perf_counter(), [], 0
     show(done, total)
-    for part in score(run, folder, meta, source, viewing):
-        parts.append(part)
-        done += len(part.samples_V)
-        show(done, total)
+    with contextlib.closing(score(run, folder, meta, source, viewing)) as scored:
+        for part in scored:  # in the order of the split, whoever scores them
+            parts.append(part)
+            broken |= dict(part.broken)
+            check_broken(source.shards, "val", broken, max_broken, "raise --max-broken")
+            done += len(part.samples_V) + len(part.broken)
+            show(done, total)
     found = VideoScores.joined(parts, total)
+    if not len(found.samples_V):
+        check_broken(source.shards, "val", broken, 0.0, "give others as --data")
     return Evaluation(
         checkpoint=folder, step=meta.step, source=source, pool=pool, seconds=time.perf_counter() - started,
         found=found, figures=figures_of(found, meta.classes),
@@ -192,7 +213,7 @@ def _source(run: Run, shards: ShardSet, viewing: Viewing) -> ValSource:
 
 def _scored_here(
     run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing
-) -> Iterator[VideoScores]:
+) -> Generator[VideoScores, None, None]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     session = LocalSession(folder.parent, run.feed, device=device)
     worker = trained_worker(folder, meta, session)
@@ -201,7 +222,7 @@ def _scored_here(
 
 def _scored_on_ray(
     run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing
-) -> Iterator[VideoScores]:
+) -> Generator[VideoScores, None, None]:
     """Each task takes every so-many-th batch and hands each on when it is scored."""
     scale = dataclasses.replace(run.scale, workers=viewing.workers)
     with ray_running(dataclasses.replace(run, scale=scale)):

@@ -55,6 +55,8 @@ def print_evaluation(result: Evaluation, *, per_class: bool, console: Console | 
     videos = len(result.found.samples_V)
     table.add_row("checkpoint", escape(f"{result.checkpoint} (step {result.step:,})"))
     table.add_row("data", escape(f"{source.shards.root}: {videos:,} videos, {len(result.classes):,} classes"))
+    if result.broken:
+        table.add_row("left out", f"{len(result.broken):,} broken videos")
     table.add_row(
         "views",
         f"{source.views} of {shape.frames}x{shape.height}x{shape.width}, stride {source.stride}, "

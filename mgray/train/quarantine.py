@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from mgray.data.shard import ShardSet
+from mgray.data.shard import SPLITS, ShardSet
 from mgray.data.source import Block
 from mgray.errors import DataError
 from mgray.train.session import Session
@@ -81,15 +81,29 @@ class Quarantine:
         Raises:
             DataError: it lists them.
         """
-        for split in ("train", "val"):
+        for split in SPLITS:
             broken = {sample: reason for (of, sample), reason in self._known.items() if of == split}
-            total = self._shards.num_samples(split)
-            if len(broken) <= self._max_broken * total:
-                continue
-            listed = [f"{self._shards.path(split, sample)} ({reason})" for sample, reason in broken.items()]
-            raise DataError(
-                "data.path", self._shards.root,
-                f"{len(broken)} of {total} {split} videos are broken, more than data.max_broken = {self._max_broken:g}: "
-                f"{', '.join(listed[:_SHOWN])}{', ...' if len(listed) > _SHOWN else ''}",
-                "repair them and ingest again, or raise --data.max-broken to go on from the last checkpoint; metrics.jsonl lists all",
-            )  # fmt: skip
+            remedy = "raise --data.max-broken to go on from the last checkpoint; metrics.jsonl lists all"
+            check_broken(self._shards, split, broken, self._max_broken, remedy)
+
+
+def check_broken(shards: ShardSet, split: str, broken: Mapping[int, str], max_broken: float, remedy: str) -> None:
+    """Refuse a split of which a larger share than `max_broken` is broken.
+
+    Args:
+        broken: the reason for each of these videos.
+        remedy: what may be done beside repairing them.
+
+    Raises:
+        DataError: it lists them.
+    """
+    total = shards.num_samples(split)
+    if len(broken) <= max_broken * total:
+        return
+    listed = [f"{shards.path(split, sample)} ({reason})" for sample, reason in broken.items()]
+    raise DataError(
+        "data.path", shards.root,
+        f"{len(broken)} of {total} {split} videos are broken, more than data.max_broken = {max_broken:g}: "
+        f"{', '.join(listed[:_SHOWN])}{', ...' if len(listed) > _SHOWN else ''}",
+        f"repair them and ingest again, or {remedy}",
+    )  # fmt: skip

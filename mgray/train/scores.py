@@ -154,10 +154,17 @@ def confusion(found: VideoScores, num_classes: int) -> npt.NDArray[np.int64]:
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def write_predictions(found: VideoScores, paths: Sequence[str], classes: Sequence[str], out: Path) -> None:
+def write_predictions(
+    found: VideoScores,
+    paths: Sequence[str],
+    classes: Sequence[str],
+    out: Path,
+    broken: Sequence[tuple[str, str]] = (),
+) -> None:
     """Write a Parquet file: path, label, predicted, top_classes and top_scores (the five highest), a row for each video.
 
-    Multi-label videos have a list, `labels`, in place of `label`.
+    Multi-label videos have a list, `labels`, in place of `label`. Videos that are `broken` (path and reason) come last, with the reason in a
+    column of that name and nothing in the others.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -177,8 +184,11 @@ def write_predictions(found: VideoScores, paths: Sequence[str], classes: Sequenc
             "top_scores": pa.array(
                 np.take_along_axis(found.scores_VC, top_VK, axis=1).tolist(), pa.list_(pa.float64())
             ),
+            "broken": pa.nulls(len(paths), pa.string()),
         }
     )
+    left_out = [{"path": path, "broken": reason} for path, reason in broken]
+    table = pa.concat_tables([table, pa.Table.from_pylist(left_out, table.schema)])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, out)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mgray.config import Run
 from mgray.data.source import Block, ValSource
-from mgray.errors import ConfigError, VideoError
+from mgray.errors import ConfigError
 from mgray.model import build_model
 from mgray.train.checkpoint import CheckpointMeta, read_tensors
 from mgray.train.session import LocalSession, Session
@@ -40,18 +40,23 @@ class VideoScores:
     """A class each; [V, C] of 0 and 1 where videos have several."""
     scores_VC: npt.NDArray[np.float64]
     """Softmax probabilities (a sigmoid's where videos have several classes), pooled over the views (with the maximum they do not sum to 1)."""
+    broken: tuple[tuple[int, str], ...] = ()
+    """Indices of the videos that have no scores, since they cannot be read or decoded, and why."""
 
     @staticmethod
     def joined(parts: Sequence[VideoScores], total: int) -> VideoScores:
         """The scores of a whole split in its own order.
 
         Args:
-            parts: in any order; together they hold each of `total` videos exactly once.
+            parts: in any order; together they hold each of `total` videos exactly once, with scores or among the broken ones.
         """
         samples_V = np.concatenate([part.samples_V for part in parts])
         order = np.argsort(samples_V)
-        assert np.array_equal(samples_V[order], np.arange(total)), "a video was scored twice, or not at all"
+        broken = tuple(sorted(item for part in parts for item in part.broken))
+        seen = np.sort(np.append(samples_V, np.array([sample for sample, _ in broken], np.int64)))
+        assert np.array_equal(seen, np.arange(total)), "a video was scored twice, or not at all"
         return VideoScores(
+            broken=broken,
             samples_V=samples_V[order],
             labels_V=np.concatenate([part.labels_V for part in parts])[order],
             scores_VC=np.concatenate([part.scores_VC for part in parts])[order],
@@ -77,27 +82,43 @@ def trained_worker(folder: Path, meta: CheckpointMeta, session: LocalSession) ->
 def score_views(worker: Worker, session: Session, source: ValSource, pool: Pool, at_once: int) -> Iterator[VideoScores]:
     """The scores of each batch that this rank has of the validation split; the model has to be set to predict.
 
+    A video of which a view cannot be decoded is left out, and said to be broken.
+
     Args:
         at_once: clips that the model computes at once.
 
     Raises:
-        VideoError: a video cannot be decoded.
+        DataError: the storage does not answer.
     """
     batches = range(source.num_batches(session.world_size))
     views = len(source.views)
     with session.feed.blocks(source, [batches]) as blocks:
         for block in blocks:
-            if block is not None:
-                for fault in block.faults:
-                    path = source.shards.path("val", fault.sample)
-                    raise VideoError("data.path", path, fault.reason, "repair it and ingest again")
+            if block is None:
+                continue
+            broken = {fault.sample: fault.reason for fault in reversed(block.faults)}
+            if broken:
+                block = _without(block, list(broken))
+            classes = len(source.shards.classes)
+            scores_VC = np.zeros((0, classes))
+            if len(block.samples_N):
                 log_NC = log_scores(worker, block, at_once, multi_label=source.shards.multi_label)
-                log_VKC = log_NC.view(-1, views, log_NC.shape[1])
-                yield VideoScores(
-                    samples_V=block.samples_N[::views].copy(),
-                    labels_V=block.labels_N[::views].copy(),
-                    scores_VC=pooled(log_VKC, pool).cpu().numpy(),
-                )
+                scores_VC = pooled(log_NC.view(-1, views, classes), pool).cpu().numpy()
+            yield VideoScores(
+                samples_V=block.samples_N[::views].copy(),
+                labels_V=block.labels_N[::views].copy(),
+                scores_VC=scores_VC,
+                broken=tuple(sorted(broken.items())),
+            )
+
+
+def _without(block: Block, samples: Sequence[int]) -> Block:
+    """A block without the clips of some videos."""
+    keep_N = ~np.isin(block.samples_N, samples)
+    return dataclasses.replace(
+        block, clips_NTHWC=block.clips_NTHWC[keep_N], labels_N=block.labels_N[keep_N], samples_N=block.samples_N[keep_N],
+        positions_N=block.positions_N[keep_N],
+    )  # fmt: skip
 
 
 def log_scores(worker: Worker, block: Block, at_once: int, *, multi_label: bool = False) -> Tensor:

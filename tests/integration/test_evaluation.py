@@ -33,16 +33,25 @@ def test_one_and_two_workers_score_as_one_process(ray_instance: None, tmp_path: 
         assert dataclasses.replace(shared.figures, loss=0.0) == dataclasses.replace(alone.figures, loss=0.0)
 
 
-def test_a_video_that_does_not_decode_is_one_line(
+def test_broken_videos_are_the_same_on_any_number_of_workers(
     ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards = write_shards(tmp_path, train=1, val=4, classes=2, damaged=3)
+    shards = write_shards(tmp_path, train=1, val=6, classes=2, damaged=(3, 4, 6))
     run = str(write_run(tmp_path / "run", shards))
-    for workers in ("0", "2"):
-        assert cli.main(["eval", run, "--workers", workers, "--views", "2x1"]) == 2
+    refused, reports = set(), []
+    for workers in ("0", "1", "3"):
+        options = ["--workers", workers, "--views", "2x1"]
+        assert cli.main(["eval", run, *options, "--max-broken", "0.2"]) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and captured.err.count("\n") == 1
-        assert "data.path = '3.mp4'" in captured.err
+        refused.add(captured.err)
+        assert cli.main(["eval", run, *options, "--max-broken", "0.5", "--json"]) == 0
+        captured = capsys.readouterr()
+        tree = json.loads(captured.out)
+        reports.append((captured.err, tree["broken"], tree["num_videos"], round(tree["loss"], 9), tree["top1"]))
+    assert len(refused) == 1 and "2 of 6 val videos are broken" in refused.pop()
+    assert reports[0] == reports[1] == reports[2]
+    assert [item["path"] for item in reports[0][1]] == ["3.mp4", "4.mp4", "6.mp4"] and reports[0][2] == 3
 
 
 def test_the_command_on_ray(ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,6 +128,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
             "--short-side",
             "--crop",
             "--workers",
+            "--max-broken",
             "--per-class",
             "--plot",
             "--predictions",
@@ -336,14 +337,27 @@ def test_eval_passes_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     def record(run: str, viewing: Viewing, **named: Any) -> Any:
         calls.append((run, viewing, named["data"]))
-        return types.SimpleNamespace(to_json=lambda: {"top1": 0.5})
+        return types.SimpleNamespace(to_json=lambda: {"top1": 0.5}, broken=[])
 
     monkeypatch.setattr("mgray.evaluation.run.evaluate_run", record)
     assert cli.main(["eval", "runs/x", "--data", "shards", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"top1": 0.5}
-    options = ["--views", "10x3", "--pool", "max", "--short-side", "256", "--crop", "224", "--workers", "3"]
+    options = [
+        "--views",
+        "10x3",
+        "--pool",
+        "max",
+        "--short-side",
+        "256",
+        "--crop",
+        "224",
+        "--workers",
+        "3",
+        "--max-broken",
+        "0.2",
+    ]
     assert cli.main(["eval", "runs/x", *options, "--json"]) == 0
-    wide = Viewing(views=Views(clips=10, crops=3), pool="max", short_side=256, crop=224, workers=3)
+    wide = Viewing(views=Views(clips=10, crops=3), pool="max", short_side=256, crop=224, workers=3, max_broken=0.2)
     assert calls == [("runs/x", Viewing(), "shards"), ("runs/x", wide, None)]
 
 

@@ -59,6 +59,46 @@ def test_what_cannot_be_evaluated_is_refused(run: str, tmp_path: Path) -> None:
         evaluate_run(run, data=write_shards(tmp_path / "none", train=1, val=0, classes=3).root)
 
 
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The videos of `shards`, of which the validation's second and last are noise."""
+    root = tmp_path_factory.mktemp("damaged")
+    return write_shards(root, train=2, val=6, classes=3, size=(48, 32), damaged=(3, 7)).root
+
+
+def test_broken_videos_are_left_out_and_said(
+    run: str, damaged: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "p.parquet"
+    options = ["--data", damaged, "--max-broken", "0.4", "--predictions", str(table)]
+    assert cli.main(["eval", run, *options]) == 0
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert [line.split(": ")[2] for line in lines] == ["3.mp4 was left out", "7.mp4 was left out"]
+    assert all(line.startswith("mgray: warning: ") and "does not decode" in line for line in lines)
+    assert "4 videos, 3 classes" in captured.out and "2 broken videos" in captured.out
+    rows = pq.read_table(table).to_pylist()
+    assert [row["path"] for row in rows] == [f"{number}.mp4" for number in (2, 4, 5, 6, 3, 7)]
+    assert [bool(row["broken"]) for row in rows] == [False] * 4 + [True] * 2
+    assert cli.main(["eval", run, *options, "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["num_videos"] == 4 and [item["path"] for item in tree["broken"]] == ["3.mp4", "7.mp4"]
+    assert sum(row["support"] for row in tree["classes"]) == 4
+
+
+def test_too_many_broken_videos_are_refused_with_the_list(run: str, damaged: str, tmp_path: Path) -> None:
+    bound = r"2 of 6 val videos are broken, more than data.max_broken = 0.01: 3.mp4 \(.+\); .+ or raise --max-broken"
+    with pytest.raises(DataError, match=bound):
+        evaluate_run(run, data=damaged)
+    with pytest.raises(DataError, match=r"2 of 6 .+ 0.3: 3.mp4 \(.+\), 7.mp4 \("):
+        evaluate_run(run, Viewing(max_broken=0.3), data=damaged)
+    noise = write_shards(tmp_path, train=1, val=2, classes=3, damaged=(1, 2)).root
+    with pytest.raises(DataError, match="2 of 2 val videos are broken"):
+        evaluate_run(run, Viewing(max_broken=1.0), data=noise)
+    with pytest.raises(ConfigError, match=r"max_broken = 2\.0: is outside"):
+        Viewing(max_broken=2.0)
+
+
 def test_the_command_prints_and_writes(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture, table = tmp_path / "new" / "confusion.png", tmp_path / "new" / "p.parquet"
     options = ["--views", "2x1", "--plot", str(picture), "--predictions", str(table)]

@@ -70,5 +70,12 @@ def test_predictions_are_a_table(tmp_path: Path) -> None:
     assert [row["label"] for row in rows] == ["cat", "cat", "cat", "dog", "dog"]
     assert [row["predicted"] for row in rows] == ["cat", "dog", "cat", "dog", "cat"]
     assert rows[4]["top_classes"] == ["cat", "owl", "dog"] and rows[4]["top_scores"] == [0.7, 0.2, 0.1]
+    assert {row["broken"] for row in rows} == {None}
+    write_predictions(FOUND, paths, CLASSES, out, [("5.mp4", "is noise")])
+    *scored, left_out = pq.read_table(out).to_pylist()
+    assert scored == rows and {name: value for name, value in left_out.items() if value is not None} == {
+        "path": "5.mp4",
+        "broken": "is noise",
+    }
     with pytest.raises(ConfigError, match="predictions = "):
         write_predictions(FOUND, paths, CLASSES, tmp_path)

@@ -12,6 +12,7 @@ from torch import nn
 
 from mgray.data.clip import Views
 from mgray.data.shard import ShardSet
+from mgray.data.source import Fault, ValSource
 from mgray.errors import ConfigError
 from mgray.model.norm import convert_batchnorm
 from mgray.train.evaluate import validation_source
@@ -86,7 +87,45 @@ def test_ranks_together_score_each_video_once_with_the_same_result(
     assert np.array_equal(VideoScores.joined(parts, 5).scores_VC, alone.scores_VC)
 
 
-def test_a_video_that_is_scored_twice_is_noticed() -> None:
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_broken_videos_are_left_out_and_the_rest_scored(
+    shards: ShardSet, worker: Worker, tmp_path: Path, ranks: int, batch: int
+) -> None:
+    damaged = write_shards(tmp_path, train=1, val=5, classes=CLASSES, size=(48, 32), damaged=(2, 5))
+    found = []
+    for videos in (shards, damaged):
+        source = dataclasses.replace(validation_source(RUN, videos), views=Views(clips=2, crops=3), batch=batch)
+        sessions = [LocalSession(Path("unused"), rank=rank, world_size=ranks) for rank in range(ranks)]
+        parts = [part for session in sessions for part in score_views(worker, session, source, "mean", 4)]
+        found.append(VideoScores.joined(parts, 5))
+    whole, rest = found
+    assert rest.samples_V.tolist() == [0, 2, 3] and [sample for sample, _ in rest.broken] == [1, 4]
+    assert all("does not decode" in reason for _, reason in rest.broken)
+    assert rest.labels_V.tolist() == whole.labels_V[rest.samples_V].tolist()
+    np.testing.assert_allclose(rest.scores_VC, whole.scores_VC[rest.samples_V], rtol=1e-12)
+
+
+def test_a_video_of_which_one_view_is_broken_has_no_score(
+    shards: ShardSet, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = dataclasses.replace(validation_source(RUN, shards), views=Views(clips=2, crops=1), batch=5)
+    block = source.block(0, 0, 1)
+    assert block is not None
+    keep_N = np.arange(10) != 3
+    fault = Fault(position=3, sample=1, reason="is torn", substitute=-1)
+    torn = dataclasses.replace(
+        block, clips_NTHWC=block.clips_NTHWC[keep_N], labels_N=block.labels_N[keep_N], samples_N=block.samples_N[keep_N],
+        positions_N=block.positions_N[keep_N], faults=(fault,),
+    )  # fmt: skip
+    monkeypatch.setattr(ValSource, "block", lambda *_: torn)
+    (part,) = score_views(worker, LocalSession(Path("unused")), source, "mean", 8)
+    assert part.samples_V.tolist() == [0, 2, 3, 4] and part.broken == ((1, "is torn"),)
+
+
+def test_a_video_that_is_scored_twice_or_not_at_all_is_noticed() -> None:
     part = VideoScores(samples_V=np.array([0]), labels_V=np.array([0]), scores_VC=np.ones((1, 2)))
-    with pytest.raises(AssertionError, match="twice"):
-        VideoScores.joined([part, part], 2)
+    broken = dataclasses.replace(part, broken=((0, "is noise"),))
+    for parts in ([part, part], [broken], [part]):
+        with pytest.raises(AssertionError, match="twice"):
+            VideoScores.joined(parts, 2)
