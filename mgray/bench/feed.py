@@ -14,9 +14,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from mgray.config import Run
 from mgray.data.clip import ClipSpec, VideoInfo, train_clip
 from mgray.plan import BatchShape, Phase, Plan, Step
 from workloads import WORKLOADS
+
+if TYPE_CHECKING:
+    from mgray.bench.pipeline import PipelineCost
 
 WORKLOAD = "kinetics400_slowfast_r50"
 NUM_SAMPLES = 240_436
@@ -59,6 +62,8 @@ class FeedBench:
     """Frames of the longest GOP of generated videos."""
     further: bool = True
     """Time the encoding of other sets of levels too."""
+    ray: bool = False
+    """Measure what a rank's Ray Data pipeline adds to decoding too."""
     budget_s: float = float("inf")
     """Seconds after which no further round begins."""
 
@@ -118,6 +123,18 @@ class FeedResult:
     steps: Mapping[str, StepCost]
     unavailable: Mapping[str, str]
     videos: BenchVideos
+    pipelines: Mapping[str, PipelineCost] = field(default_factory=dict)
+    """By cell; empty where they were not measured."""
+
+    @property
+    def ray_overhead(self) -> float | None:
+        """What Ray's pipelines add to the seconds of decoding, over the schedule's blocks (which have about the same bytes)."""
+        if not self.pipelines:
+            return None
+        weights = {cell.name: cell.share * cell.frames * cell.size**2 for cell in self.cells}
+        decoded = sum(weights[name] * cost.decoded_s for name, cost in self.pipelines.items())
+        delivered = sum(weights[name] * cost.delivered_s for name, cost in self.pipelines.items())
+        return delivered / decoded - 1
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -156,6 +173,15 @@ class FeedResult:
                 }
                 for cell in self.cells
             ],
+            "ray_overhead": _short(self.ray_overhead),
+            "ray": {
+                name: {
+                    "decoded_ms_per_block": _short(1000 * cost.decoded_s),
+                    "delivered_ms_per_block": _short(1000 * cost.delivered_s),
+                    "overhead": _short(cost.overhead),
+                }
+                for name, cost in self.pipelines.items()
+            },
             "unavailable": dict(self.unavailable),
             "storage_ratio": _short(sum(stored.values()) / videos.source_bytes),
             "storage": {"source_bytes": videos.source_bytes, "level_bytes": stored},
@@ -197,6 +223,11 @@ def bench_feed(bench: FeedBench) -> FeedResult:
                 meter.turn()
             rounds += 1
         costs = tuple(meter.cost(videos, bench.enlarge) for meter in meters)
+        pipelines = {}
+        if bench.ray:
+            from mgray.bench.pipeline import measure_pipelines
+
+            pipelines = measure_pipelines(videos.shards, cells, bench.enlarge)
     return FeedResult(
         bench=bench,
         rounds=rounds,
@@ -204,6 +235,7 @@ def bench_feed(bench: FeedBench) -> FeedResult:
         steps={name: step_cost(plan, costs, name) for name in readers.by_name},
         unavailable=readers.unavailable,
         videos=videos,
+        pipelines=pipelines,
     )
 
 

@@ -59,11 +59,17 @@ def print_feed(result: FeedResult, console: Console | None = None) -> None:
         f"worst step of the shards: {tree['cpu_seconds_per_global_step']['shards']['worst_over_mean']:.2f}x its mean",
         f"storage: {tree['storage_ratio']:.2f}x the source's bytes; ingest, frames/s/core: "
         + ", ".join(f"{rate:,.0f} ({levels})" for levels, rate in tree["ingest_frames_per_s_per_core"].items()),
+        *([] if result.ray_overhead is None else [_pipelines(result)]),
         *(f"{TITLES[name]} is left out: {reason}" for name, reason in result.unavailable.items()),
         *(f"left out: {item.path} {item.reason}" for item in result.videos.broken),
     ]  # fmt: skip
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _pipelines(result: FeedResult) -> str:
+    costs = ", ".join(f"{name} {100 * cost.overhead:+.0f} %" for name, cost in result.pipelines.items())
+    return f"a Ray Data pipeline adds {100 * (result.ray_overhead or 0.0):.0f} % to decoding ({costs})"
 
 
 def _rate(value: float) -> str:

@@ -45,6 +45,8 @@ class BenchFeedArguments:
     """Print JSON instead of a table."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Draw the rates into this file (.png, .svg or .pdf)."""
+    ray: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Measure too what a rank's Ray Data pipeline adds to decoding (block assembly, object store, loader)."""
     gop: int = 250
     """Frames of the longest GOP of generated clips; 250 is what x264 and ffmpeg take by default."""
 
@@ -139,7 +141,7 @@ def _bench_feed(arguments: Sequence[str]) -> None:
     if command.plot is not None:
         check_picture(command.plot)
     wanted = FeedBench(
-        data=command.data, spans=command.spans, levels=command.levels, enlarge=command.enlarge, gop=command.gop
+        data=command.data, spans=command.spans, levels=command.levels, enlarge=command.enlarge, gop=command.gop, ray=command.ray
     )  # fmt: skip
     result = bench_feed(wanted.quick() if command.quick else wanted)
     if command.plot is not None:

@@ -46,10 +46,10 @@ CODEC = {
     "name": "libx264",
     "preset": "veryfast",
     "tune": "fastdecode",
-    "crf": "23",
+    "crf": "24",
     "x264-params": (
         f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:bframes=7:b-adapt=0:b-pyramid=none:"
-        f"partitions=none:subme=4:{_REPEATABLE}"
+        f"partitions=none:subme=7:psy=0:trellis=0:aq-mode=0:{_REPEATABLE}"
     ),
 }
 """Encoder and options of stored levels; part of what identifies a dataset."""
@@ -669,7 +669,7 @@ def _planes(frame: VideoFrame, quarter_turns: int = 0) -> Planes:
             threads=1,
         )
     y, u, v = (
-        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+        np.ndarray((plane.height, plane.width), np.uint8, memoryview(plane), strides=(plane.line_size, 1))
         for plane in frame.planes
     )
     return (

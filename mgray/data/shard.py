@@ -130,15 +130,18 @@ class StoredVideo:
         of_frame = np.full(self.source.num_frames, -1, np.int64)
         shown = self.pts >= 0
         of_frame[self.pts[shown]] = np.flatnonzero(shown)
-        wanted = np.unique(np.asarray(frames, np.int64))
+        wanted = np.asarray(frames, np.int64)
         positions = of_frame[wanted]
         keys = np.flatnonzero(self.key)
-        gops = np.searchsorted(keys, positions, side="right") - 1
-        gops = np.maximum(np.minimum(gops, np.searchsorted(self.pts[keys], wanted, side="right") - 1), 0)
+        own = np.searchsorted(keys, positions, side="right") - 1
+        gops = np.maximum(np.minimum(own, np.searchsorted(self.pts[keys], wanted, side="right") - 1), 0)
+        last: dict[int, int] = {}
+        for gop, position in zip(gops.tolist(), positions.tolist(), strict=True):
+            last[gop] = max(position, last.get(gop, 0))
         needed = np.zeros(len(self.pts), np.bool_)
-        for gop in np.unique(gops):
-            first, last = keys[gop], positions[gops == gop].max()
-            needed[first:last] |= self.reference[first:last]
+        for gop, position in last.items():
+            first = keys[gop]
+            needed[first:position] |= self.reference[first:position]
         needed[positions] = True
         return np.flatnonzero(needed)
 

@@ -99,7 +99,7 @@ class TrainSource:
                 if sample != spec.sample:
                     yield self._clip(step, spec.position, sample)
 
-        return _decoded(self.shards, "train", index, self.version, specs, self.enlarge, substitutes)
+        return decode_block(self.shards, "train", index, self.version, specs, self.enlarge, substitutes)
 
     def num_bytes(self, index: int, rank: int, world_size: int) -> int:
         step = self.plan.step_at(index)
@@ -147,7 +147,7 @@ class ValSource:
 
     def block(self, index: int, rank: int, world_size: int) -> Block | None:
         specs = self.clips(index, rank, world_size)
-        return _decoded(self.shards, "val", index, self.version, specs, 1.0, None)
+        return decode_block(self.shards, "val", index, self.version, specs, 1.0, None)
 
     def num_bytes(self, index: int, rank: int, world_size: int) -> int:
         return 3 * len(self._samples(index, rank, world_size)) * len(self.views) * self.shape.voxels
@@ -172,7 +172,7 @@ class ValSource:
         return range(min(first, total), min(first + self.batch, total))
 
 
-def _decoded(
+def decode_block(
     shards: ShardSet,
     split: str,
     index: int,

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import ray
 
+from mgray.bench import pipeline
+from mgray.bench.feed import Cell
 from mgray.config import FeedSection
 from mgray.data import feed as feed_module
 from mgray.data.feed import GridDataConfig, GridShard, Pace
@@ -160,6 +162,23 @@ def test_faults_travel_with_their_blocks(ray_instance: None, tmp_path: Path, ran
                     assert mine.faults == other.faults
                     faults += mine.faults
         assert faults or rank
+
+
+def test_the_bench_delivers_what_it_decodes(
+    ray_instance: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mgray bench feed --ray`: a cell's blocks, of as many clips as fill them, both ways."""
+    monkeypatch.setattr(pipeline, "BLOCK_VOXELS", 5 * 4 * 16 * 16)
+    shards = write_shards(tmp_path, train=4)
+    specs = tuple(source_of(shards).clips(0, 0, 1))[:3]
+    frames, height, width = specs[0].shape.frames, specs[0].shape.height, specs[0].shape.width
+    source = pipeline.CellSource(shards, specs, 1.0, clips=5)
+    block = source.block(1, 0, 1)
+    assert block is not None and block.clips_NTHWC.nbytes == source.num_bytes(1, 0, 1)
+    assert block.samples_N.tolist() == [specs[n % 3].sample for n in range(1, 6)]
+    cell = Cell(frames=frames, height=height, width=width, share=1.0, specs=specs)
+    costs = pipeline.measure_pipelines(shards, [cell], 1.0, blocks=2, rounds=1)
+    assert costs.keys() == {cell.name} and costs[cell.name].decoded_s > 0 and costs[cell.name].delivered_s > 0
 
 
 def test_where_all_videos_are_broken_it_is_our_error(ray_instance: None, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mgray.bench import feed
 from mgray.bench.clips import BenchVideos, pick_videos, store_videos, write_camera_videos
 from mgray.bench.feed import CellCost, FeedBench, FeedResult, StepCost, bench_feed, cells_of, step_cost
 from mgray.bench.feed_view import plot_feed, print_feed
+from mgray.bench.pipeline import PipelineCost
 from mgray.bench.readers import make_readers
 from mgray.data.clip import VideoInfo, train_clip
 from mgray.data.decode import encode_frames
@@ -169,6 +170,24 @@ def test_sums_follow_from_the_cells() -> None:
     assert found.steps["shards"] == StepCost(mean=pytest.approx(mean), worst=pytest.approx(1024 * 8 / 1000))
     assert "torchcodec" not in result("torchcodec").to_json()["clips_per_s_per_core"]
     assert result("torchcodec").to_json()["ratio_over_torchcodec"] is None
+
+
+def test_what_ray_adds_is_weighted_by_blocks() -> None:
+    """Blocks have the same bytes, so that a grid has as many as its clips have voxels."""
+    found = result()
+    costs = {
+        cell.name: PipelineCost(decoded_s=0.2, delivered_s=0.3 if cell.size == 224 else 0.2) for cell in found.cells
+    }
+    found = dataclasses.replace(found, pipelines=costs)
+    voxels = [(cell.size, cell.share * cell.frames * cell.size**2) for cell in found.cells]
+    large = sum(value for size, value in voxels if size == 224) / sum(value for _, value in voxels)
+    assert found.ray_overhead == pytest.approx(0.5 * large)
+    assert found.to_json()["ray"]["16x224"]["overhead"] == pytest.approx(0.5)
+    assert result().to_json()["ray_overhead"] is None
+    console = Console(record=True, width=200)
+    print_feed(found, console)
+    text = console.export_text()
+    assert f"a Ray Data pipeline adds {50 * large:.0f} % to decoding (8x112 +0 %," in text and "16x224 +50 %" in text
 
 
 def test_the_table_names_what_is_missing() -> None:

@@ -105,7 +105,7 @@ def test_the_stored_level_looks_like_the_source(source, stored):
     smooth = np.stack([np.asarray(Image.fromarray(f).resize((192, 128), Image.BICUBIC)) for f in smooth])
     path = source.with_name("smooth.mp4")
     encode_frames(str(path), smooth, crf=5)
-    assert psnr(decoded(at_level(str(path), 256)), smooth) > 38
+    assert psnr(decoded(at_level(str(path), 256)), smooth) > 37
 
 
 def test_repeated_frames_and_flips(stored):
