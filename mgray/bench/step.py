@@ -28,7 +28,7 @@ from mgray.data.source import Block
 from mgray.errors import ConfigError
 from mgray.model import DEPTHS, MODELS, build_model
 from mgray.model.dropout import convert_dropout
-from mgray.model.flops import ModelCost
+from mgray.model.flops import CLASSES, ModelCost
 from mgray.model.norm import defer_running_stats
 from mgray.plan import BatchShape, Plan, share_of
 from mgray.train.loop import channels_last
@@ -36,7 +36,6 @@ from mgray.train.optimizer import build_optimizer
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
 
-CLASSES = 400
 SAMPLES = 240_436
 """Clips of a data set large enough for every shape of a schedule to have steps."""
 PEAKS: tuple[tuple[str, float | None, float | None, float], ...] = (

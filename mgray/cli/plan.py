@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich import box
@@ -20,13 +20,14 @@ from mgray.cli.parse import Command, parse, take_name, workload
 from mgray.config import ModelSection
 from mgray.errors import ConfigError
 from mgray.model import check_model
-from mgray.plan import ClipShape, Cluster, Network, Plan, PlanSpec, PlanTable, Proposal, forecast, optimise
+from mgray.plan import ClipShape, Cluster, Network, Plan, PlanSpec, PlanTable, Proposal, Timing, forecast, optimise
 from mgray.plan.forecast_table import duration, forecast_table
 from mgray.pyslowfast import read_plan_spec
 from workloads import DATASETS, Dataset, dataset_of
 
-CLASSES = 400
-"""Of the classifier whose parameters the network moves; they hardly count."""
+if TYPE_CHECKING:
+    from mgray.bench.timing import StepTimes
+
 PIPE_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
 PYSLOWFAST_KEY = r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*"
@@ -139,11 +140,9 @@ def _cluster(command: PlanArguments) -> tuple[Cluster | None, Callable[[ClipShap
         if not getattr(command, name) > 0:
             raise ConfigError(name, getattr(command, name), "must be positive", "give a number above 0")
     check_model(command.model)
-    from mgray.bench.timing import read_decode_times, read_step_times
-    from mgray.model.flops import ModelCost
+    from mgray.model.flops import CLASSES, ModelCost
 
-    measured = read_step_times(command.step_times) if command.step_times else None
-    decode = read_decode_times(command.decode_rate) if command.decode_rate else None
+    measured, decode = _measured(command)
     cost = ModelCost(command.model, CLASSES)
     device_cores = command.device_cores
     if device_cores is None:
@@ -167,6 +166,18 @@ def _cluster(command: PlanArguments) -> tuple[Cluster | None, Callable[[ClipShap
         start_s=0.0 if measured is None else measured.start_s(gpus),
     )
     return cluster, cost.clip_flops
+
+
+def _measured(command: PlanArguments) -> tuple[StepTimes | None, Timing | None]:
+    """Step and decode times, where they are given."""
+    if not (command.step_times or command.decode_rate):
+        return None, None
+    from mgray.bench.timing import read_decode_times, read_step_times
+
+    return (
+        read_step_times(command.step_times) if command.step_times else None,
+        read_decode_times(command.decode_rate) if command.decode_rate else None,
+    )
 
 
 def _pyslowfast(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -35,7 +35,7 @@ RAY = {
 AV = {"mgray/data/decode.py", "mgray/bench/readers.py"}
 NO_TORCH = {
     *(f"mgray/data/{name}.py" for name in ("annotations", "clip", "decode", "ingest", "probe", "shard", "source")),
-    *(f"mgray/cli/{path.name}" for path in (ROOT / "mgray" / "cli").glob("*.py")), "mgray/check.py", "mgray/ledger.py", "mgray/audit.py", "mgray/config.py", "mgray/display.py", "mgray/errors.py", "mgray/pyslowfast.py",
+    *(f"mgray/cli/{path.name}" for path in (ROOT / "mgray" / "cli").glob("*.py")), "mgray/check.py", "mgray/ledger.py", "mgray/audit.py", "mgray/model/flops.py", "mgray/config.py", "mgray/display.py", "mgray/errors.py", "mgray/pyslowfast.py",
 }  # fmt: skip
 PLAN_MAY_IMPORT = sys.stdlib_module_names | {"mgray"}
 

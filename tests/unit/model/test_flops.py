@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mgray.config import ModelSection
-from mgray.model.flops import ModelCost
+from mgray.model.flops import CLASSES, COSTS, ModelCost, costs_of, counted
 from mgray.plan import ClipShape
+from workloads import WORKLOADS
 
 
 def test_training_takes_three_times_the_published_forward_pass() -> None:
@@ -17,3 +23,37 @@ def test_training_takes_three_times_the_published_forward_pass() -> None:
     flops = cost.clip_flops(ClipShape(32, 256, 256))
     assert 2.9 * 2 * 65.71e9 < flops < 3 * 2 * 65.71e9
     assert cost.clip_flops(ClipShape(32, 256, 256)) == flops
+
+
+@pytest.mark.parametrize("name", ["slowfast", "i3d", "r2plus1d_18", "mvit_v2_s"])
+def test_what_is_left_out_of_the_network_has_no_operations(name: str) -> None:
+    side = 224 if name == "mvit_v2_s" else 64
+    cost = ModelCost(ModelSection(name=name, depth=18 if name in ("slowfast", "i3d") else 50), 400)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        cost.model(torch.empty(2, 3, 16, side, side)).sum().backward()
+    assert cost.count(ClipShape(16, side, side)) == counter.get_total_flops() / 2
+
+
+def test_the_costs_that_are_shipped_are_those_of_the_workloads() -> None:
+    shipped = json.loads(COSTS.read_text())
+    wanted = costs_of(build() for build in WORKLOADS.values())
+    assert len(shipped) == len(wanted)
+    for entry, (cost, shapes) in zip(shipped, wanted, strict=True):
+        assert len(entry["flops"]) == len(shapes)
+        smallest = min(shapes, key=lambda shape: shape.voxels)
+        now = counted(cost, [smallest])
+        assert now["flops"].items() <= entry["flops"].items()
+        assert {**now, "flops": entry["flops"]} == entry
+
+
+def test_a_plan_counts_nothing_that_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WORKLOADS["kinetics400_slowfast_r50"]()
+    monkeypatch.setattr(ModelCost, "count", None)
+    ((_, shapes),) = costs_of([run])
+    cost, started = ModelCost(run.model, CLASSES), time.process_time()
+    assert all(cost.clip_flops(shape) > 0 for shape in shapes) and (cost.parameters, cost.norm_layers) == (
+        34_566_488,
+        110,
+    )
+    assert time.process_time() - started < 0.5
+    assert "model" not in vars(cost)
