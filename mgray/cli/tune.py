@@ -28,7 +28,7 @@ class TuneArguments:
     budget: float = 1.0
     """Training cost (voxels) of a trial at most, over the run's own."""
     target_top1: float = 0.0
-    """Validation accuracy to reach (a fraction), where the objective is cost."""
+    """Validation accuracy to reach (a fraction; mAP where videos have several classes), where the objective is cost."""
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
     """Compared at equal cost: asha ends the worse half at a quarter and a half of the budget, median those below it; pbt changes the learning rate and cycle
     length of the poorest third while they train; none lets all be."""

@@ -11,7 +11,7 @@ Objective: TypeAlias = Literal["accuracy", "cost"]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One validation: what was spent by then, of the searched run's own cost, and what it scored."""
+    """One validation: what was spent by then, of the searched run's own cost, and what it scored (mAP where videos have several classes)."""
 
     cost: float
     top1: float

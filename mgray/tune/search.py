@@ -82,7 +82,13 @@ def search(
             feed=dataclasses.replace(run.feed, decoders=decoders),
         )
         what = Search(
-            run=base, space=space, own=own, goal=settings.goal, num_samples=shards.num_samples("train"), folder=out
+            run=base,
+            space=space,
+            own=own,
+            goal=settings.goal,
+            num_samples=shards.num_samples("train"),
+            folder=out,
+            metric="mAP" if shards.multi_label else "top-1",
         )
         out.mkdir(parents=True, exist_ok=True)
         (out / SETTINGS).write_text(json.dumps({**described(run, settings), "concurrent": concurrent}, indent=1))
@@ -261,7 +267,7 @@ def _conclude(run: Run, what: Search, trials: tuple[Trial, ...], console: Consol
     )
     curves = {trial.name: trial.scores for trial in trials if trial.scores}
     own = next((trial.name for trial in trials if trial.point == what.own), None)
-    plot_pareto(curves, own=own, best=best.name, goal=what.goal, out=what.folder / PICTURE)
+    plot_pareto(curves, own=own, best=best.name, goal=what.goal, metric=what.metric, out=what.folder / PICTURE)
     print_trials(
         what,
         [(trial.name, trial.point, list(trial.scores), trial.state, trial.train_s) for trial in trials],

@@ -56,6 +56,8 @@ class Search:
     num_samples: int
     folder: Path
     """Of the search."""
+    metric: str = "top-1"
+    """What validations are scored by: top-1, or mAP where videos have several classes."""
 
     @property
     def voxels(self) -> int:

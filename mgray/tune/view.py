@@ -62,7 +62,7 @@ class Progress:
             scores = self._scores.get(name, [])
             self._console.print(
                 f"trial {len([s for s in self._states.values() if s != 'running'])}/{self._trials} {state}: "
-                f"{_words(trial.config)}: top-1 {100 * best_top1(scores):.1f} % at cost {scores[-1].cost if scores else 0:.2f}",
+                f"{_words(trial.config)}: {self._search.metric} {100 * best_top1(scores):.1f} % at cost {scores[-1].cost if scores else 0:.2f}",
                 soft_wrap=True, highlight=False,
             )  # fmt: skip
 
@@ -113,7 +113,13 @@ def trials_table(search: Search, rows: Sequence[Row], *, best: str | None, title
     for name in search.space:
         table.add_column(name, overflow="fold")
     target = search.goal.objective == "cost"
-    for name in ("cost", "top-1", *([f"cost to {100 * search.goal.target:.0f} %"] if target else ()), "time", "state"):
+    for name in (
+        "cost",
+        search.metric,
+        *([f"cost to {100 * search.goal.target:.0f} %"] if target else ()),
+        "time",
+        "state",
+    ):
         table.add_column(name, justify="right")
     for number, (name, point, scores, state, train_s) in enumerate(rows):
         reached = cost_to(scores, search.goal.target)
@@ -136,10 +142,12 @@ def print_trials(search: Search, rows: Sequence[Row], best: str, console: Consol
     wide = console if console.is_terminal else Console(file=console.file, width=PIPE_WIDTH)
     number = next(place for place, row in enumerate(rows) if row[0] == best)
     wide.print(trials_table(search, rows, best=best, title=f"{len(rows)} trials; the best is {number}"))
-    wide.print("cost: of the searched run's own voxels; top-1: best validation, %", highlight=False)
+    wide.print(f"cost: of the searched run's own voxels; {search.metric}: best validation, %", highlight=False)
 
 
-def plot_pareto(curves: Mapping[str, Sequence[Score]], *, own: str | None, best: str, goal: Goal, out: Path) -> None:
+def plot_pareto(
+    curves: Mapping[str, Sequence[Score]], *, own: str | None, best: str, goal: Goal, metric: str = "top-1", out: Path
+) -> None:
     """Accuracy over cost: all trials' validations, the front that none beats, the searched run's own trial and the best."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 5.0), layout="constrained")
@@ -160,7 +168,7 @@ def plot_pareto(curves: Mapping[str, Sequence[Score]], *, own: str | None, best:
         if goal.objective == "cost":
             axes.axhline(100 * goal.target, color=MUTED, linewidth=1)
             axes.annotate("target", (0, 100 * goal.target), xytext=(4, 3), textcoords="offset points", color=MUTED)
-        axes.set(xlabel="training cost (voxels), of the run's own schedule", ylabel="validation top-1, %")
+        axes.set(xlabel="training cost (voxels), of the run's own schedule", ylabel=f"validation {metric}, %")
         axes.set_xlim(left=0)
         axes.legend(loc="lower right")
         axes.set_title(f"{len(curves)} trials", loc="left")

@@ -50,6 +50,17 @@ def test_progress_is_a_line_for_each_trial_where_there_is_no_terminal(tmp_path: 
     relay.on_trial_start(0, [], trial(3))  # nobody looks any more
 
 
+def test_videos_of_several_classes_are_scored_by_map(tmp_path: Path) -> None:
+    search, shown = dataclasses.replace(search_in(tmp_path), metric="mAP"), io.StringIO()
+    with Progress(search, 1, Console(file=shown)):
+        Relay().on_trial_start(0, [], trial(1))
+        Relay().on_trial_result(0, [], trial(1), {"cost": 0.5, "top1": 0.75})
+        Relay().on_trial_complete(0, [], trial(1))
+    print_trials(search, [("trial_1", {"lr": "own"}, [Score(0.5, 0.75)], "done", 3.0)], "trial_1", Console(file=shown))
+    assert "lr=own: mAP 75.0 %" in shown.getvalue().replace("lr=other", "lr=own")
+    assert "mAP: best validation" in shown.getvalue() and "top-1" not in shown.getvalue()
+
+
 @pytest.mark.parametrize("best", ["trial_0", "trial_1"])
 def test_the_front_is_a_picture(best: str, tmp_path: Path) -> None:
     out = tmp_path / "pareto.png"
