@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import re
 import shlex
 import tomllib
@@ -12,8 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.support.commands import check_parses
+from tests.support.kuberay import RAYJOB
 from workloads import find
 
 ROOT = Path(__file__).parents[2]
@@ -27,20 +29,23 @@ def ray_minimum() -> str:
     return str(re.fullmatch(r"ray\[.*\]>=([\d.]+)", requirement)[1])  # type: ignore[index]
 
 
-def ray_schema() -> dict[str, Any]:
-    from importlib.util import find_spec
-
-    spec = find_spec("ray")
-    assert spec is not None and spec.origin is not None
-    tree: dict[str, Any] = json.loads((Path(spec.origin).parent / "autoscaler" / "ray-schema.json").read_text())
-    return tree
+def check_as_ray_up(cluster: dict[str, Any]) -> None:
+    """What `ray up` checks before it starts anything: the schema that Ray ships, and sums and names that it cannot say."""
+    ready = prepare_config(copy.deepcopy(cluster))
+    validate_config(ready)
 
 
-def test_the_cluster_is_of_ray_s_schema() -> None:
+def test_the_cluster_is_one_that_ray_up_takes() -> None:
     cluster = yaml.safe_load(CLUSTER.read_text())
-    jsonschema.validate(cluster, ray_schema())
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(cluster | {"workers": 3}, ray_schema())
+    check_as_ray_up(cluster)
+    for change, error in (
+        ({"workers": 3}, jsonschema.ValidationError),
+        ({"idle_timeout_minutes": "soon"}, jsonschema.ValidationError),
+        ({"head_node_type": "none"}, ValueError),
+        ({"max_workers": 3}, ValueError),
+    ):
+        with pytest.raises(error):
+            check_as_ray_up(cluster | change)
     gpus = cluster["available_node_types"]["gpu"]
     assert cluster["head_node_type"] in cluster["available_node_types"]
     assert gpus["resources"]["GPU"] * gpus["min_workers"] == 128 == gpus["resources"]["GPU"] * gpus["max_workers"]
@@ -66,11 +71,10 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def containers(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """A group's containers, each with an image, equal requests and limits, and volumes that the pod has."""
+    """A group's containers, each with equal requests and limits, and volumes that the pod has."""
     pod = group["template"]["spec"]
     volumes = {volume["name"] for volume in pod["volumes"]}
     for container in pod["containers"]:
-        assert container["image"] and container["name"]
         assert container["resources"]["limits"] == container["resources"]["requests"]
         assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
@@ -79,23 +83,13 @@ def containers(group: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_job_is_a_rayjob(monkeypatch: pytest.MonkeyPatch) -> None:
     job = yaml.safe_load(JOB.read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"])
+    jsonschema.validate(job, RAYJOB)
     spec = job["spec"]
-    assert spec.keys() <= {
-        "entrypoint",
-        "shutdownAfterJobFinishes",
-        "ttlSecondsAfterFinished",
-        "backoffLimit",
-        "rayClusterSpec",
-    }
     check_command(spec["entrypoint"], monkeypatch)
     cluster = spec["rayClusterSpec"]
-    assert cluster.keys() <= {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
     assert cluster["rayVersion"] == f"{ray_minimum()}.0"
     head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
-    assert all(isinstance(value, str) for value in head["rayStartParams"].values())
-    assert head["rayStartParams"]["num-cpus"] == "0" and isinstance(workers["rayStartParams"], dict)
+    assert head["rayStartParams"]["num-cpus"] == "0"
     assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == 16
     (container,) = containers(workers)
     assert workers["replicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"]) == 128
@@ -109,3 +103,36 @@ def test_the_job_is_a_rayjob(monkeypatch: pytest.MonkeyPatch) -> None:
     assert claims[0] == claims[1] != set()  # one volume for all
     for item in (container, head_container):
         assert {"name": "shared", "mountPath": "/shared"} in item["volumeMounts"]
+
+
+WORKERS = ("spec", "rayClusterSpec", "workerGroupSpecs", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("kind",), "RayCluster"),
+        (("metadata", "name"), "My_Job"),
+        (("spec", "entryPoint"), "mgray train demo"),
+        (("spec", "backoffLimit"), "2"),
+        (("spec", "submissionMode"), "SSHMode"),
+        (("spec", "rayClusterSpec", "rayVersion"), 2.6),
+        (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        (("spec", "rayClusterSpec", "headGroupSpec", "template"), {}),
+        ((*WORKERS, "replicas"), "16"),
+        ((*WORKERS, "groupName"), None),
+        ((*WORKERS, "template", "spec", "containers"), []),
+        ((*WORKERS, "template", "spec", "containers", 0, "resources", "limits", "memory"), "900 GiB"),
+        ((*WORKERS, "template", "spec", "containers", 0, "volumeMounts", 0, "mountPath"), "shared"),
+        ((*WORKERS, "template", "spec", "volumes", 1, "emptyDir", "medium"), "Disk"),
+    ],
+)
+def test_a_job_that_kuberay_would_refuse_is_found(path: tuple[str | int, ...], value: object) -> None:
+    job = yaml.safe_load(JOB.read_text())
+    *above, last = path
+    place = job
+    for key in above:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(job, RAYJOB)
