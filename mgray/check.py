@@ -14,6 +14,7 @@ from mgray.config import INGEST_FIELDS, Run
 from mgray.data.annotations import read_annotations
 from mgray.data.manifest import MANIFEST
 from mgray.data.shard import ShardSet
+from mgray.data.storage import answered, unreadable
 from mgray.errors import CheckpointError, ConfigError, MgrayError
 from mgray.model import check_model
 from mgray.plan import Plan
@@ -168,8 +169,17 @@ def check_tracker(run: Run) -> None:
 
 
 def is_shards(path: str) -> bool:
-    """Whether a data path names ingested shards rather than videos."""
-    return "://" in path or (Path(path).expanduser() / MANIFEST).is_file()
+    """Whether a data path names ingested shards rather than videos.
+
+    Raises:
+        DataError: its file system does not answer.
+    """
+    if "://" in path:
+        return True
+    try:
+        return answered((Path(path).expanduser() / MANIFEST).is_file)
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def differences(tree: dict[str, Any], run: Run) -> str:

@@ -88,9 +88,7 @@ def read_annotations(source: str, *, val_fraction: float = 0.2, videos: str = ""
             raise DataError("data.videos", videos, "is no folder", "give the folder that the videos lie in")
         found = _read(files, path, val_fraction, places, root)
     except OSError as error:
-        if "://" in source or "://" in videos:
-            raise unreadable(source if "://" in source else videos, error) from None
-        raise
+        raise unreadable(next((path for path in (source, videos) if "://" in path), source), error) from None
     if isinstance(places, RemoteFiles):
         return replace(found, remote_bytes={s.path: places.num_bytes(found.locate(s)) for s in found.samples})
     return found
@@ -118,7 +116,7 @@ def _read(files: Files, source: str, val_fraction: float, places: Files, root: s
             for split, listed in lists
             for entry in _list_entries(files, listed)
         ]
-        missing = [entry.path for entry in entries if not places.is_file(os.path.join(root, entry.path))]
+        missing = places.missing(root, [entry.path for entry in entries])
         remedy = "correct the paths, which count from the list's folder, or take the lines out"
         listing = Listing(form="", entries=tuple(entries))
     else:

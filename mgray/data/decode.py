@@ -35,7 +35,7 @@ from av.video.stream import VideoStream
 from mgray.data.clip import ClipSpec, VideoInfo
 from mgray.data.manifest import SOURCE
 from mgray.data.shard import SourceProbe, StoredVideo
-from mgray.data.storage import MappedFile, fetched
+from mgray.data.storage import READ_LIMIT_S, MappedFile, Readers, fetched
 from mgray.data.window import Planes, Window
 from mgray.errors import VideoError
 
@@ -130,12 +130,19 @@ def ingest_video(source: str, location: str, levels: tuple[int, ...], *, limit_s
 
     Raises:
         VideoError: as `transcode`.
-        OSError: it cannot be fetched.
+        OSError: it cannot be fetched, or its file system does not answer.
     """
-    if levels == SOURCE:
-        return index_packets(location, limit_s=limit_s)
-    with fetched(source, location) if "://" in source else contextlib.nullcontext(location) as path:
-        return transcode(path, levels, limit_s=limit_s)
+    if "://" in source:
+        with fetched(source, location) as path:
+            return transcode(path, levels, limit_s=limit_s)
+    read = index_packets if levels == SOURCE else functools.partial(transcode, short_sides=levels)
+    return _waited_for(limit_s).start(functools.partial(read, location, limit_s=limit_s)).result()
+
+
+@functools.lru_cache(maxsize=4)
+def _waited_for(limit_s: float) -> Readers:
+    """A thread for files that may never answer, which decoding's own limit does not see; one hung call is enough to know."""
+    return Readers(1, limit_s=limit_s + READ_LIMIT_S, attempts=1)
 
 
 def index_packets(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Ingested:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgray.data.annotations import read_annotations
 from mgray.data.decode import ingest_video
+from mgray.data.files import sizes_of
 from mgray.data.manifest import Broken, level_name
+from mgray.data.storage import unreadable
 from mgray.errors import VideoError
 
 _VIDEOS = 32
@@ -52,7 +53,10 @@ def estimate(
     annotations = read_annotations(source, val_fraction=val_fraction, videos=videos)
     locations = [annotations.locate(sample) for sample in annotations.samples]
     remote = annotations.remote_bytes
-    sizes = [remote[s.path] for s in annotations.samples] if remote else [os.path.getsize(path) for path in locations]
+    try:
+        sizes = [remote[s.path] for s in annotations.samples] if remote else sizes_of(locations)
+    except OSError as error:
+        raise unreadable(videos or source, error) from None
     count = min(_VIDEOS, len(locations))
     stored, broken = dict.fromkeys(map(level_name, levels), 0), []
     tried_bytes = tried = 0
@@ -67,6 +71,8 @@ def estimate(
         except VideoError as error:
             broken.append(Broken(path=annotations.samples[number].path, reason=error.problem))
             continue
+        except OSError as error:
+            raise unreadable(videos or source, error) from None
         for level, part in zip(stored, video.levels, strict=True):
             stored[level] += 0 if part is None else part.to_batch().nbytes
     scale = sum(sizes) / max(1, tried_bytes)

@@ -30,6 +30,7 @@ import ray.data
 
 from mgray.data.annotations import Action, Annotations, read_annotations
 from mgray.data.decode import CODEC, DECODE_LIMIT_S, Ingested, ingest_video
+from mgray.data.files import sizes_of
 from mgray.data.manifest import MANIFEST, MULTI_LABEL_VERSION, SOURCE, VERSION, Broken, Level, Manifest, level_name
 from mgray.data.shard import (
     SPLITS,
@@ -42,7 +43,7 @@ from mgray.data.shard import (
     write_index,
     write_shard,
 )
-from mgray.data.storage import FileSum, Folder, bare, one_line, unreadable
+from mgray.data.storage import FileSum, Folder, answered, bare, one_line, unreadable
 from mgray.errors import DataError, VideoError
 
 _WORK = ".ingest"
@@ -203,16 +204,15 @@ def ingest(
     parts = _parts(videos or source, annotations, levels, limit_s, videos_per_shard)
     source_digest = _sha256([list_digest, [part.key() for part in parts]])
     try:
-        finished = folder.exists(MANIFEST)
+        if folder.exists(MANIFEST):
+            manifest = ShardSet.open(out).manifest
+            _check_same(out, manifest.source_digest == source_digest)
+            return manifest
+        _claim(folder, out, list_digest)
+        outcomes = _stored_outcomes(folder, parts)
     except OSError as error:
         raise _unwritable(out, error) from None
-    if finished:
-        manifest = ShardSet.open(out).manifest
-        _check_same(out, manifest.source_digest == source_digest)
-        return manifest
-    _claim(folder, out, list_digest)
     total = len(annotations.samples)
-    outcomes = _stored_outcomes(folder, parts)
     pending = [part for part in parts if part.index not in outcomes]
     done = {outcome.part: len(parts[outcome.part].videos) for outcome in outcomes.values()}
 
@@ -261,7 +261,7 @@ def _check_settings(levels: tuple[int, ...], videos_per_shard: int, max_broken: 
 
 def _check_apart(source: str, out: str, folder: Folder) -> None:
     base, inside = bare(source), bare(out)
-    is_folder = os.path.isdir(base) if folder.is_local else "://" in source
+    is_folder = answered(lambda: os.path.isdir(base)) if folder.is_local else "://" in source
     if is_folder and f"{inside}/".startswith(f"{base}/"):
         raise DataError("out", out, f"lies within the videos' folder {source}", "give a folder outside it")
 
@@ -285,17 +285,19 @@ def _check_broken(source: str, broken: Sequence[Broken], total: int, max_broken:
 
 
 def _claim(folder: Folder, out: str, list_digest: str) -> None:
-    """Mark an empty folder as the one for this list, or check that it is."""
+    """Mark an empty folder as the one for this list, or check that it is.
+
+    Raises:
+        DataError: it is not, or holds something else.
+        OSError: it cannot be read or written.
+    """
     job = json.dumps({"list_digest": list_digest}).encode()
     if folder.exists(_JOB):
         _check_same(out, folder.read(_JOB).to_pybytes() == job)
         return
     if set(folder.names()) - {_WORK}:
         raise DataError("out", out, "is not empty and holds no shards", "give a new folder")
-    try:
-        folder.write(_JOB, job)
-    except OSError as error:
-        raise _unwritable(out, error) from None
+    folder.write(_JOB, job)
 
 
 def _unwritable(out: str, error: OSError) -> DataError:
@@ -314,13 +316,17 @@ def _parts(
 ) -> list[_Part]:
     remote = annotations.remote_bytes
     root = annotations.root if remote else os.path.abspath(annotations.root)
+    locations = [os.path.join(root, sample.path) for sample in annotations.samples]
+    try:
+        sizes = [remote[sample.path] for sample in annotations.samples] if remote else sizes_of(locations)
+    except OSError as error:
+        raise unreadable(source, error) from None
     videos = []
-    for sample in annotations.samples:
-        location = os.path.join(root, sample.path)
+    for sample, location, num_bytes in zip(annotations.samples, locations, sizes, strict=True):
         videos.append(
             _SourceVideo(
                 location=location, path=sample.path, label=sample.label, split=sample.split, group=sample.group,
-                num_bytes=remote[sample.path] if remote else os.path.getsize(location), actions=sample.actions,
+                num_bytes=num_bytes, actions=sample.actions,
             )
         )  # fmt: skip
     size = min(videos_per_shard, max(_MIN_VIDEOS, -(-len(videos) // _MIN_SHARDS)))
@@ -341,7 +347,7 @@ def _stored_outcomes(folder: Folder, parts: Sequence[_Part]) -> dict[int, _Outco
             outcome = _Outcome.from_json(folder.read(part.name).to_pybytes().decode())
         except (ValueError, KeyError, TypeError):  # half-written, or of another version
             continue
-        files = folder.fs.get_file_info([folder.join(shard.name) for shard in outcome.shards])
+        files = folder.infos([shard.name for shard in outcome.shards])
         whole = all(
             file.type == pafs.FileType.File and file.size == shard.num_bytes
             for file, shard in zip(files, outcome.shards, strict=True)

@@ -8,13 +8,12 @@ import hashlib
 import mmap
 import os
 import queue
-import shutil
 import tempfile
 import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -31,19 +30,25 @@ GAP_BYTES = 64 << 10
 PATIENCE = 10
 """Attempts to read a clip or a video: a job does not end because a server is slow for a minute."""
 READ_LIMIT_S = 120.0
-"""Seconds after which a read of a clip's bytes counts as hung; longer than the attempts of S3's client take together."""
+"""Seconds after which a read of a clip's bytes, or of a piece of a file, counts as hung; longer than the attempts of S3's client take together."""
+LISTING_LIMIT_S = 1800.0
+"""Seconds after which a listing of all that is below an address counts as hung: a bucket may hold millions of files."""
 READ_ATTEMPTS = 3
-"""Reads of a clip's bytes, where one hangs or fails for a reason that may pass."""
+"""Reads, where one hangs or fails for a reason that may pass."""
 BACKOFF_S = 1.0
 """Seconds between the first two of them, doubled from one to the next."""
 LOCAL_GAP_BYTES = 16 << 10
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 """Errors of a file system that the next attempt would meet too."""
-_COPIED_BYTES = 8 << 20
+_PIECE_BYTES = 16 << 20
+"""What is read of a file at once: its limit of time is one for each piece."""
+_WAITING = 4
+"""Threads that read what is needed now: manifests, lists, pieces of videos."""
 _GCS_RETRY_S = 10
 """Google's client tries for 15 minutes on its own, that of S3 for about 10 s."""
 _S3_SWITCHES = {"allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open", "force_virtual_addressing"}
 """Options of an S3 address that are true or false."""
+T = TypeVar("T")
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 """File systems of pyarrow in which an object is seen once all of it has been sent, and folders are no more than names."""
 
@@ -96,28 +101,65 @@ class Folder:
         return f"{self.path}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        info = self.fs.get_file_info(self.join(name) if name else self.path)
+        info = self.answered(lambda: self.fs.get_file_info(self.join(name) if name else self.path))
         return bool(info.type != pafs.FileType.NotFound)
 
     def names(self) -> list[str]:
         """Names of the files and folders in it, sorted; none where it does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+        return sorted(info.base_name for info in self._listed(self.path))
 
     def sizes(self, name: str) -> dict[str, int]:
         """Bytes of the files in one of its folders, by their paths within it: one request for a thousand of them."""
-        selector = pafs.FileSelector(self.join(name), allow_not_found=True)
-        found = self.fs.get_file_info(selector)
+        found = self._listed(self.join(name))
         return {f"{name}/{info.base_name}": info.size for info in found if info.type == pafs.FileType.File}
+
+    def infos(self, names: Sequence[str]) -> list[pafs.FileInfo]:
+        """What kind some of its files are of, and their bytes."""
+        paths = [self.join(name) for name in names]
+        return self.answered(lambda: self.fs.get_file_info(paths))
+
+    def _listed(self, path: str) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(path, allow_not_found=True)
+        return self.answered(lambda: self.fs.get_file_info(selector))
+
+    def answered(self, ask: Callable[[], T], *, limit_s: float | None = None) -> T:
+        """What a request to its file system comes to; see `answered`."""
+        return answered(ask, retry_errors=not self.retries_itself, limit_s=limit_s)
 
     def read(self, name: str) -> pa.Buffer:
         """All of a file.
 
         Raises:
             FileNotFoundError: there is none.
+            OSError: it cannot be read (TimeoutError where nothing comes).
         """
-        with self.fs.open_input_file(self.join(name)) as file:
-            return file.read_buffer()
+        first, *others = self.pieces(self.join(name))
+        return pa.py_buffer(b"".join([first, *others])) if others else first
+
+    def pieces(self, path: str) -> Iterator[pa.Buffer]:
+        """A file of this file system from beginning to end, at least one piece; each has its own limit of time and attempts.
+
+        Raises:
+            OSError: it cannot be read (TimeoutError where nothing comes).
+        """
+        opened: list[pa.NativeFile] = []
+        offset, size = 0, _PIECE_BYTES
+        while size == _PIECE_BYTES:
+            content = self.answered(functools.partial(self._piece, path, offset, opened))
+            size = len(content)
+            offset += size
+            if size or offset == 0:
+                yield content
+        for file in opened:
+            file.close()
+
+    def _piece(self, path: str, offset: int, opened: list[pa.NativeFile]) -> pa.Buffer:
+        # a file whose read hangs stays out of the list: the next attempt opens another
+        file = opened.pop() if opened else self.fs.open_input_file(path)
+        file.seek(offset)
+        content = file.read_buffer(_PIECE_BYTES)
+        opened.append(file)
+        return content
 
     def write(self, name: str, content: pa.Buffer | bytes) -> FileSum:
         """Write a file so that it is never seen half-written: elsewhere than in an object store under another name first."""
@@ -176,8 +218,8 @@ def fetched(address: str, path: str) -> Iterator[str]:
     """
     inner = path.partition("://")[2]
     with tempfile.NamedTemporaryFile(suffix=os.path.splitext(inner)[1]) as copy:
-        with Folder.of(address, PATIENCE).fs.open_input_file(inner) as file:
-            shutil.copyfileobj(file, copy, _COPIED_BYTES)
+        for piece in Folder.of(address, PATIENCE).pieces(inner):
+            copy.write(piece)
         copy.flush()
         yield copy.name
 
@@ -197,6 +239,8 @@ def one_line(error: Exception) -> str:
 def unreadable(path: str, error: Exception) -> DataError:
     """The error of a file system that does not answer, or refuses."""
     remedy = "check that you may read it"
+    if isinstance(error, TimeoutError):
+        remedy = "check the disk or file system that it is on, which does not answer"
     if "://" in path:
         remedy = "check the address, the network and your credentials (for S3: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL)"
     return DataError("data.path", path, f"cannot be read ({one_line(error)})", remedy)
@@ -286,9 +330,6 @@ def coalesced(ranges: Iterable[tuple[int, int]], gap: int = GAP_BYTES) -> Iterat
         yield begin, end
 
 
-T = TypeVar("T")
-
-
 class Readers:
     """Daemon threads that read; one that hangs is left behind, and another takes its place.
 
@@ -308,9 +349,14 @@ class Readers:
         for _ in range(threads):
             self._add_thread()
 
-    def start(self, read: Callable[[], T], *, retry_errors: bool = True) -> Reading[T]:
-        """Begin to read; `retry_errors` is for what does not make several attempts itself."""
-        return Reading(self, read, retry_errors)
+    def start(self, read: Callable[[], T], *, retry_errors: bool = True, limit_s: float | None = None) -> Reading[T]:
+        """Begin to read.
+
+        Args:
+            retry_errors: for what does not make several attempts itself.
+            limit_s: seconds an attempt may take, where that is not what these threads allow.
+        """
+        return Reading(self, read, retry_errors, self.limit_s if limit_s is None else limit_s)
 
     def submit(self, read: Callable[[], T]) -> Future[T]:
         """One attempt."""
@@ -343,8 +389,8 @@ class Readers:
 class Reading(Generic[T]):
     """A read that was begun."""
 
-    def __init__(self, readers: Readers, read: Callable[[], T], retry_errors: bool) -> None:
-        self._readers, self._read, self._retry_errors = readers, read, retry_errors
+    def __init__(self, readers: Readers, read: Callable[[], T], retry_errors: bool, limit_s: float) -> None:
+        self._readers, self._read, self._retry_errors, self._limit_s = readers, read, retry_errors, limit_s
         self._future = readers.submit(read)
 
     def result(self) -> T:
@@ -360,11 +406,12 @@ class Reading(Generic[T]):
                 self._future = readers.submit(self._read)
             last = attempt == readers.attempts - 1
             try:
-                return self._future.result(readers.limit_s)
+                return self._future.result(self._limit_s)
             except TimeoutError:
                 if not self._future.done():
                     readers.leave(self._future)
-                    problem = f"no answer within {readers.limit_s:g} s, {readers.attempts} times"
+                    times = f", {readers.attempts} times" if readers.attempts > 1 else ""
+                    problem = f"no answer within {self._limit_s:g} s{times}"
                     if last:
                         raise TimeoutError(problem) from None
                 elif last or not self._retry_errors:
@@ -377,3 +424,25 @@ class Reading(Generic[T]):
     def cancel(self) -> None:
         """Not wanted any more."""
         self._future.cancel()
+
+
+def answered(ask: Callable[[], T], *, retry_errors: bool = True, limit_s: float | None = None) -> T:
+    """What a request to a file system comes to: it has a limit of time, and several attempts with pauses in between.
+
+    It costs some 50 microseconds, the way to a thread and back: hot paths ask many things at once.
+
+    Args:
+        ask: asks nothing by way of this function again.
+        retry_errors: for what does not make several attempts itself.
+        limit_s: seconds for an attempt; READ_LIMIT_S without it.
+
+    Raises:
+        OSError: of the last attempt (TimeoutError where that one hung).
+    """
+    return waiting_readers().start(ask, retry_errors=retry_errors, limit_s=limit_s).result()
+
+
+@functools.lru_cache(maxsize=1)
+def waiting_readers() -> Readers:
+    """The threads of `answered`."""
+    return Readers(_WAITING)

@@ -22,12 +22,13 @@ from ray.cluster_utils import Cluster
 
 from mgray.audit import audit
 from mgray.config import Run, ScaleSection
+from mgray.control import ask, driver_of
 from mgray.data.ingest import ingest
 from mgray.data.synthetic import write_motion_videos
 from mgray.report.records import RunRecords, read_run
 from mgray.train.checkpoint import newest_checkpoint
 from mgray.trainer import ray_running, train
-from tests.integration.test_equality import assert_same, equality_run
+from tests.integration.test_equality import assert_same, equality_run, wait_for_step
 
 TIMES = int(os.environ.get("CHAOS_TIMES", "1"))
 FULL = pytest.mark.skipif(
@@ -99,6 +100,18 @@ def trained_while(run: Run, disturb: Callable[[], None]) -> RunRecords:
     if errors:
         raise errors[0]
     return read_run(Path(run.storage) / run.name)
+
+
+def trained_to(run: Run, step: int) -> RunRecords:
+    """Train a run to the state before a step, undisturbed, and stop it there."""
+    folder = Path(run.storage) / run.name
+
+    def stop() -> None:
+        wait_for_step(folder, 1)
+        with driver_of(folder) as driver:
+            ask(driver, "stop", 0.0, step)
+
+    return trained_while(run, stop)
 
 
 def step_at_random(seed: int, num_steps: int) -> int:

@@ -1,0 +1,182 @@
+"""File systems that do not answer: manifests, indices, lists and sources are waited for only so long, and asked for again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from mgray import cli
+from mgray.data import decode, storage
+from mgray.data.annotations import read_annotations
+from mgray.data.decode import encode_frames, ingest_video
+from mgray.data.files import sizes_of
+from mgray.data.manifest import MANIFEST, SOURCE
+from mgray.data.shard import ShardSet
+from mgray.data.storage import Folder, Readers, fetched
+from mgray.errors import DataError
+from tests.support.shards import write_shards
+from tests.support.videos import moving
+
+LIMIT_S = 0.3
+
+
+class Hanging(pafs.FSSpecHandler):  # type: ignore[misc]
+    """This machine's files behind a file system whose next `hangs` calls do not answer before it is released."""
+
+    def __init__(self, hangs: int = 0) -> None:
+        super().__init__(LocalFileSystem())
+        self.hangs, self.asked, self.released = hangs, 0, threading.Event()
+
+    def _wait(self) -> None:
+        self.asked += 1
+        if self.asked <= self.hangs:
+            self.released.wait(20)
+
+    def get_file_info(self, paths: Any) -> Any:
+        self._wait()
+        return super().get_file_info(paths)
+
+    def get_file_info_selector(self, selector: Any) -> Any:
+        self._wait()
+        return super().get_file_info_selector(selector)
+
+    def open_input_file(self, path: str) -> Any:
+        self._wait()
+        return super().open_input_file(path)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = Readers(2, limit_s=LIMIT_S, attempts=3, backoff_s=0.01)
+    monkeypatch.setattr(storage, "waiting_readers", lambda: readers)
+
+
+@pytest.fixture
+def handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    """What addresses that begin with fake:// lead to."""
+    found = Hanging()
+    monkeypatch.setattr(storage, "_file_system", lambda address, attempts: (pafs.PyFileSystem(found), address[7:]))
+    yield found
+    found.released.set()
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Path]:
+    """A name that hangs whoever opens it to read."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    yield path
+    os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+
+
+@pytest.mark.parametrize("hangs", [0, 1, 2])
+def test_what_answers_at_the_third_attempt_is_read(handler: Hanging, tmp_path: Path, hangs: int) -> None:
+    write_shards(tmp_path, train=2, val=1)
+    folder = Folder.of(f"fake://{tmp_path}/set")
+    for ask in (
+        lambda: folder.exists(MANIFEST),
+        folder.names,
+        lambda: folder.sizes("32"),
+        lambda: folder.read(MANIFEST),
+    ):
+        handler.asked, handler.hangs = 0, hangs
+        assert ask()
+        assert handler.asked == hangs + 1
+    handler.asked, handler.hangs = 0, hangs
+    assert ShardSet.open(f"fake://{tmp_path}/set").num_samples("train") == 2
+
+
+def test_a_manifest_that_never_comes_is_one_line(handler: Hanging) -> None:
+    handler.hangs = 99
+    with pytest.raises(
+        DataError, match=r"cannot be read .no answer within 0.3 s, 3 times.; check the address"
+    ) as caught:
+        ShardSet.open("fake:///data/shards")
+    assert str(caught.value).startswith("data.path = 'fake:///data/shards': ") and "\n" not in str(caught.value)
+
+
+def test_an_index_that_never_comes_is_one_line(handler: Hanging, tmp_path: Path) -> None:
+    write_shards(tmp_path, train=2, val=1)
+    shards = ShardSet.open(f"fake://{tmp_path}/set")
+    handler.hangs = 99
+    with pytest.raises(DataError, match=r"no answer within 0.3 s, 3 times"):
+        shards.info("train", 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5000])
+def test_a_file_comes_whole_in_pieces_of_which_some_hang(
+    handler: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(storage, "_PIECE_BYTES", 1000)
+    content = hashlib.shake_128(b"content").digest(size)
+    (tmp_path / "video.mp4").write_bytes(content)
+    handler.hangs = 2
+    with fetched("fake:///", f"fake://{tmp_path}/video.mp4") as copy:
+        assert Path(copy).read_bytes() == content
+    for folder in (Folder.of(f"fake://{tmp_path}"), Folder.of(str(tmp_path))):
+        assert folder.read("video.mp4").to_pybytes() == content
+    handler.hangs = handler.asked + 99
+    with pytest.raises(TimeoutError), fetched("fake:///", f"fake://{tmp_path}/video.mp4"):
+        pass
+    with pytest.raises(FileNotFoundError):
+        Folder.of(str(tmp_path)).read("none")
+
+
+def test_a_bucket_of_videos_that_does_not_answer_is_one_line(handler: Hanging) -> None:
+    handler.hangs = 99
+    with pytest.raises(DataError, match=r"data.path = 'fake:///videos': cannot be read .no answer"):
+        read_annotations("fake:///videos")
+
+
+def test_a_local_manifest_that_hangs_is_one_line(pipe: Path) -> None:
+    (pipe.parent / MANIFEST).symlink_to(pipe)
+    with pytest.raises(DataError, match=r"no answer within 0.3 s, 3 times.; check the disk or file system") as caught:
+        ShardSet.open(str(pipe.parent))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_system_that_hangs_under_a_list_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = threading.Event()
+    (tmp_path / "list.csv").write_text("a.mp4,x,train\nb.mp4,x,val\n")
+    for name, hang in (("isfile", lambda path: path.endswith(".mp4")), ("isdir", lambda path: True)):
+        with monkeypatch.context() as patch:
+            whole = getattr(os.path, name)
+            patch.setattr(os.path, name, lambda path, w=whole, h=hang: (h(path) and released.wait(20), w(path))[1])
+            assert cli.main(["ingest", str(tmp_path / "list.csv"), str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "no answer within 0.3 s, 3 times" in error and "list.csv" in error
+    released.set()
+
+
+def test_a_source_whose_file_system_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "READ_LIMIT_S", 0.6)
+    encode_frames(str(tmp_path / "clip.mp4"), moving(6, 32, 32))
+    released, whole = threading.Event(), os.stat
+    for levels in (SOURCE, (16,)):
+        with monkeypatch.context() as patch:
+            patch.setattr(decode.os, "stat", lambda path, **more: (released.wait(20), whole(path, **more))[1])
+            with pytest.raises(TimeoutError, match=r"no answer within 0.7 s$"):
+                ingest_video("", str(tmp_path / "clip.mp4"), levels, limit_s=0.1)
+    released.set()
+    assert ingest_video("", str(tmp_path / "clip.mp4"), (16,)).probe.codec == "h264"
+
+
+def test_many_local_files_cost_no_request_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    whole = storage.answered
+    monkeypatch.setattr("mgray.data.files.answered", lambda ask, **more: (asked.append(1), whole(ask, **more))[1])
+    names = [f"{number}.mp4" for number in range(1000)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert sizes_of([str(tmp_path / name) for name in names]) == [0] * 1000
+    assert len(asked) == 4
