@@ -195,8 +195,8 @@ class FeedResult:
                 {"path": path, **dataclasses.asdict(info)} for path, info in zip(videos.paths, videos.infos, strict=True)
             ],
             "left_out": [dataclasses.asdict(item) for item in videos.broken],
-            "method": "CPU time of the process (time.process_time), one thread for torch, decoders and conversion; all readers take "
-            "turns on each clip; the least of all rounds counts; files and index are in the page cache",
+            "method": "CPU time of the process (time.process_time), one thread for torch, decoders and conversion; readers take "
+            "turns on each grid's clips; the least of all rounds counts; files and index are in the page cache",
             "versions": _versions(),
         }  # fmt: skip
 
@@ -217,6 +217,8 @@ def bench_feed(bench: FeedBench) -> FeedResult:
         readers = make_readers(videos, bench.enlarge)
         cells = cells_of(plan, videos.infos, bench.clips, run)
         meters = [_Meter(cell, readers.by_name) for cell in cells]
+        for meter in meters:
+            meter.compare()
         rounds = 0
         while rounds < bench.rounds and (not rounds or time.monotonic() < deadline):
             for meter in meters:
@@ -305,17 +307,21 @@ class _Meter:
         self._least = {name: np.full(len(cell.specs), np.inf) for name in readers}
         self._errors: dict[str, list[float]] = {name: [] for name in readers if name not in ("files", "copy")}
 
-    def turn(self) -> None:
-        """Read each clip once with each reader."""
-        compare = not np.isfinite(self._least["files"]).any()
-        for number, spec in enumerate(self._cell.specs):
+    def compare(self) -> None:
+        """Read each clip with each reader, to see how like `files` they are."""
+        for spec in self._cell.specs:
             for name, read in self._readers.items():
+                read(spec, self._clips[name])
+            for name, errors in self._errors.items():
+                errors.append(squared_error(self._clips[name], self._clips["files"]))
+
+    def turn(self) -> None:
+        """Read all clips once with each reader, one reader after the other, as a decode worker reads them."""
+        for name, read in self._readers.items():
+            for number, spec in enumerate(self._cell.specs):
                 started = time.process_time()
                 read(spec, self._clips[name])
                 self._least[name][number] = min(self._least[name][number], time.process_time() - started)
-            if compare:
-                for name, errors in self._errors.items():
-                    errors.append(squared_error(self._clips[name], self._clips["files"]))
 
     def cost(self, videos: BenchVideos, enlarge: float) -> CellCost:
         cell, shards = self._cell, videos.shards

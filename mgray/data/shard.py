@@ -158,14 +158,16 @@ class StoredVideo:
     def from_batch(cls, batch: pa.RecordBatch) -> StoredVideo:
         """The video of a row that `to_batch` made; the packets stay in the batch's memory."""
 
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+
         def scalar(name: str) -> Any:
-            return batch.column(name)[0].as_py()
+            return columns[name][0].as_py()
 
         def array(name: str) -> npt.NDArray[Any]:
-            return np.asarray(batch.column(name).values.to_numpy(zero_copy_only=True))
+            return np.asarray(columns[name].values.to_numpy(zero_copy_only=True))
 
-        _, bounds, packets = batch.column("data").buffers()  # a scalar of it would be a copy
-        begin, end = np.frombuffer(bounds, np.int64, 2, 8 * batch.column("data").offset).tolist()
+        _, bounds, packets = columns["data"].buffers()  # a scalar of it would be a copy
+        begin, end = np.frombuffer(bounds, np.int64, 2, 8 * columns["data"].offset).tolist()
 
         return cls(
             source=VideoInfo(scalar("source_frames"), scalar("source_width"), scalar("source_height"), scalar("fps")),
@@ -450,7 +452,7 @@ class ShardSet:
         Raises:
             DataError: the storage does not answer.
         """
-        ahead = _LOCAL_AHEAD if Folder.of(self.root, PATIENCE).is_local else _READ_AHEAD
+        ahead = _LOCAL_AHEAD if _folder(self.root).is_local else _READ_AHEAD
         assert self._index is not None, "read once, before many threads need it"
         upcoming = ((item, self._reading(split, *item)) for item in wanted)
         pending = deque(itertools.islice(upcoming, ahead))
@@ -471,7 +473,7 @@ class ShardSet:
     def _reading(self, split: str, sample: int, level: int, frames: Sequence[int] | None) -> Reading[StoredVideo]:
         file, offset, head, length = self._place(split, sample, level)
         read = functools.partial(_read_video, self.root, file, offset, head, length, frames)
-        return _readers().start(read, retry_errors=not Folder.of(self.root, PATIENCE).retries_itself)
+        return _readers().start(read, retry_errors=not _folder(self.root).retries_itself)
 
     def _place(self, split: str, sample: int, level: int) -> tuple[FileSum, int, int, int]:
         """Shard, offset, head and length of a video at the level, or at the next finer one that holds it."""
@@ -683,8 +685,14 @@ def _read_video(
     return _from_source(video, frames) if video.file else video
 
 
+@functools.lru_cache(maxsize=64)
+def _folder(root: str) -> Folder:
+    """The folder that clips are read from, looked up once."""
+    return Folder.of(root, PATIENCE)
+
+
 def _open_shard(root: str, file: FileSum) -> LocalFile | RemoteFile:
-    return _local_shard(root, file) if Folder.of(root).is_local else _remote_shard(root, file)
+    return _local_shard(root, file) if _folder(root).is_local else _remote_shard(root, file)
 
 
 @functools.lru_cache(maxsize=_OPEN_SHARDS)
@@ -697,7 +705,7 @@ def _local_shard(root: str, file: FileSum) -> LocalFile:
 
 @functools.lru_cache(maxsize=_REMOTE_SHARDS)
 def _remote_shard(root: str, file: FileSum) -> RemoteFile:
-    return RemoteFile(Folder.of(root, PATIENCE), file.name, file.num_bytes)
+    return RemoteFile(_folder(root), file.name, file.num_bytes)
 
 
 def _parsed(content: pa.Buffer) -> StoredVideo:
@@ -722,15 +730,16 @@ def _check_table(video: StoredVideo) -> None:
     """Raise ArrowInvalid where a packet table contradicts itself."""
     columns = (video.pts, video.key, video.reference, video.offsets, video.sizes)
     num_bytes = video.file_bytes if video.file else len(video.data)
-    shown = np.sort(video.pts[video.pts >= 0])
+    frames = video.source.num_frames
+    shown = video.pts[video.pts >= 0]
     whole = (
         len({len(column) for column in columns}) == 1
-        and np.array_equal(shown, np.arange(video.source.num_frames))
-        and video.key.any()
-        and (video.key.view(np.uint8) < 2).all()
-        and (video.reference.view(np.uint8) < 2).all()
-        and video.offsets.min() >= 0
-        and video.sizes.min() >= 0
+        and 0 < len(shown) == frames
+        and shown.max() < frames
+        and np.bincount(shown, minlength=frames).max() == 1
+        and video.key.view(np.uint8).max() == 1  # a byte that is neither 0 nor 1 is no truth value
+        and video.reference.view(np.uint8).max() < 2
+        and min(video.offsets.min(), video.sizes.min()) >= 0
         and video.offsets.max() <= num_bytes
         and (video.offsets + video.sizes).max() <= num_bytes
         and min(video.width, video.height, video.source.width, video.source.height) > 0
