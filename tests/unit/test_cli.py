@@ -138,7 +138,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ["--source", "--out", "--model"],
         ["--runs", "--out"],
         ["--workload", "--workers", "--rounds"],
-        ["--data", "--spans", "--levels", "--enlarge", "--quick", "--json", "--plot", "--gop"],
+        ["--data", "--spans", "--levels", "--enlarge", "--quick", "--json", "--plot", "--ray", "--gop"],
         [
             "--name",
             "--storage",
