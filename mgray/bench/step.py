@@ -158,6 +158,22 @@ def batches_of(run: Run, scale_down: int = 1) -> dict[BatchShape, int]:
     return dict(sorted(found.items(), key=lambda item: (item[0].voxels, item[0].clips)))
 
 
+def device_of(device: str) -> torch.device:
+    """The device that `--device` names: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        ConfigError: torch sees no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", device, "is not here (torch sees no GPU)", "give --device cpu")
+    return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+def name_of(device: torch.device) -> str:
+    """A device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+
+
 def measure(run: Run, device: str, *, workers: int, rounds: int, scale_down: int) -> StepBench:
     """Measure every batch of a workload, with a progress bar on a terminal.
 
@@ -167,9 +183,7 @@ def measure(run: Run, device: str, *, workers: int, rounds: int, scale_down: int
     Raises:
         ConfigError: torch sees no GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", device, "is not here (torch sees no GPU)", "give --device cpu")
-    place = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+    place = device_of(device)
     precision = run.train.precision
     if precision == "bfloat16" and place.type == "cpu":
         precision = "float32"  # as in training
@@ -177,10 +191,9 @@ def measure(run: Run, device: str, *, workers: int, rounds: int, scale_down: int
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         found = bench_step(run, place, workers=workers, rounds=rounds, scale_down=scale_down)
         steps = tuple(bar.track(found, total=len(batches_of(run, scale_down)), description="step"))
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     depth = f" depth {run.model.depth} width {run.model.width}" if run.model.name in DEPTHS else ""
     return StepBench(
-        device=name, model=run.model.name + depth, workers=workers, precision=precision, compiled=run.train.compile,
+        device=name_of(place), model=run.model.name + depth, workers=workers, precision=precision, compiled=run.train.compile,
         rounds=rounds, peak=peak_of(place, precision, run.train.tf32), steps=steps,
     )  # fmt: skip
 

@@ -85,11 +85,24 @@ class BenchStepArguments:
     """Print JSON, for mgray plan NAME --step-times FILE, instead of a table."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchNormArguments:
+    device: typing.Literal["auto", "cpu", "cuda"] = "auto"
+    """Where; auto is a GPU where torch sees one."""
+    rounds: int = 15
+    """Times that both are measured, in turn; the median counts."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON instead of a table."""
+
+
 def _bench(arguments: Sequence[str]) -> None:
     what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in BENCHES else ("", arguments)
     if not what and not set(rest) & {"-h", "--help"}:
         raise ConfigError(
-            "BENCHMARK", " ".join(rest[:1]), "is no benchmark", "write mgray bench loop, step, feed, quality or scale"
+            "BENCHMARK",
+            " ".join(rest[:1]),
+            "is no benchmark",
+            "write mgray bench loop, step, norm, feed, quality or scale",
         )
     BENCHES[what or "loop"](rest)
 
@@ -123,6 +136,19 @@ def _bench_step(arguments: Sequence[str]) -> None:
     result = measure(
         run, command.device, workers=command.share, rounds=command.rounds, scale_down=command.scale_down
     )  # fmt: skip
+    if command.json:
+        print(json_module.dumps(result.to_json(), indent=2))
+    else:
+        Console().print(result.table())
+
+
+def _bench_norm(arguments: Sequence[str]) -> None:
+    command = parse(BenchNormArguments, arguments, BENCH)
+    if command.rounds < 1:
+        raise ConfigError("rounds", command.rounds, "must be at least 1", "give a positive whole number")
+    from mgray.bench.norm import measure
+
+    result = measure(command.device, command.rounds)
     if command.json:
         print(json_module.dumps(result.to_json(), indent=2))
     else:
@@ -202,6 +228,7 @@ def _bench_scale(arguments: Sequence[str]) -> None:
 BENCHES: dict[str, Callable[[Sequence[str]], None]] = {
     "loop": _bench_loop,
     "step": _bench_step,
+    "norm": _bench_norm,
     "feed": _bench_feed,
     "quality": _bench_quality,
     "scale": _bench_scale,
@@ -210,11 +237,12 @@ BENCHES: dict[str, Callable[[Sequence[str]], None]] = {
 
 BENCH = Command(
     name="bench",
-    arguments="loop|step|feed|quality|scale",
-    summary="Measure: `mgray bench loop` sets the loop beside bare torch, `step` a step of each shape beside the plain module, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources, `scale` what coordination costs on up to 1,024 ranks.",
+    arguments="loop|step|norm|feed|quality|scale",
+    summary="Measure: `mgray bench loop` sets the loop beside bare torch, `step` a step of each shape beside the plain module, `norm` grouped batch norm beside torch's, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources, `scale` what coordination costs on up to 1,024 ranks.",
     examples=(
         "mgray bench loop --workers 2 --rounds 9",
         "mgray bench step --workload kinetics400_slowfast_r50 --share 8 --json > steps.json",
+        "mgray bench norm --device cpu",
         "mgray bench feed --quick",
         "mgray bench quality --data videos/ --levels 256 128",
         "mgray bench feed --data videos/ --plot feed.png --json",

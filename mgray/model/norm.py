@@ -137,6 +137,7 @@ class _LocalNorm(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, sizes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
+        input = _dense(input, _layout(input))
         output = torch.empty_like(input)
         stats_2GC = torch.empty((2, len(sizes), input.shape[1]), dtype=_stats_dtype(input, weight), device=input.device)
         parts = zip(torch.split(input, list(sizes)), torch.split(output, list(sizes)), *stats_2GC, strict=True)
@@ -153,12 +154,13 @@ class _LocalNorm(torch.autograd.Function):
         grad_input = torch.empty_like(input)
         affine = weight is not None
         grads = []
+        gradient = _dense(gradients[0], _layout(input))
         parts = zip(
-            *(torch.split(tensor, ctx.sizes) for tensor in (gradients[0], input, grad_input)), *stats_2GC, strict=True
+            *(torch.split(tensor, ctx.sizes) for tensor in (gradient, input, grad_input)), *stats_2GC, strict=True
         )
-        for gradient, part, part_grad, mean_C, rstd_C in parts:
+        for part_gradient, part, part_grad, mean_C, rstd_C in parts:
             result = torch.ops.aten.native_batch_norm_backward(
-                gradient, part, weight, None, None, mean_C, rstd_C, True, ctx.eps, [True, affine, affine]
+                part_gradient, part, weight, None, None, mean_C, rstd_C, True, ctx.eps, [True, affine, affine]
             )
             part_grad.copy_(result[0])
             grads.append(result[1:])
@@ -168,8 +170,20 @@ class _LocalNorm(torch.autograd.Function):
         return grad_input, grad_weight, grad_bias, None, None
 
 
+def _layout(input: Tensor) -> torch.memory_format:
+    last = input.is_contiguous(memory_format=torch.channels_last_3d)
+    return torch.channels_last_3d if last and not input.is_contiguous() else torch.contiguous_format
+
+
+def _dense(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """The tensor in a layout that torch's kernels write right: into memory of other strides they write wrong values."""
+    return tensor.contiguous(memory_format=layout)
+
+
 def _stats_dtype(input: Tensor, weight: Tensor | None) -> torch.dtype:
-    return _at_least_float32(input.new_empty(0)).dtype if weight is None else weight.dtype
+    if weight is not None:
+        return weight.dtype
+    return input.dtype if input.device.type == "cpu" else _at_least_float32(input.new_empty(0)).dtype
 
 
 class _SynchronisedNorm(torch.autograd.Function):

@@ -16,7 +16,7 @@ import torch
 
 from mgray import cli
 from mgray.check import check_run
-from mgray.cli.bench import BENCHES, BenchArguments, BenchFeedArguments
+from mgray.cli.bench import BENCHES, BenchArguments, BenchFeedArguments, BenchNormArguments, BenchStepArguments
 from mgray.cli.convert import ConvertArguments
 from mgray.cli.ctl import CtlArguments
 from mgray.cli.demo import DemoArguments
@@ -87,7 +87,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
     ]
     own = {kind: [option for option in option_names(kind, "--") if "." not in option] for kind in (
         PlanArguments, IngestArguments, ShardsArguments, TrainArguments, CtlArguments, EvalArguments, PredictArguments, ConvertArguments, ReportArguments,
-        BenchArguments, BenchFeedArguments, TuneArguments, DemoArguments,
+        BenchArguments, BenchFeedArguments, BenchStepArguments, BenchNormArguments, TuneArguments, DemoArguments,
     )}  # fmt: skip
     assert list(own.values()) == [
         [
@@ -139,6 +139,8 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ["--runs", "--out"],
         ["--workload", "--workers", "--rounds"],
         ["--data", "--spans", "--levels", "--enlarge", "--quick", "--json", "--plot", "--ray", "--gop"],
+        ["--workload", "--device", "--share", "--scale-down", "--rounds", "--compile", "--json"],
+        ["--device", "--rounds", "--json"],
         [
             "--name",
             "--storage",
@@ -476,6 +478,7 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["bench", "feed", "--plot", "feed.bmp"], "plot = 'feed.bmp'"),
         (["bench", "feed", "--data", "missing"], "missing"),
         (["bench", "loop", "--rounds", "0"], "rounds = 0"),
+        (["bench", "norm", "--rounds", "0"], "rounds = 0"),
         (["bench", "loop", "--workload", "x"], "NAME = 'x'"),
         (["ingest"], "SOURCE = ''"),
         (["ingest", "videos"], "OUT = ''"),

@@ -70,6 +70,42 @@ def test_output_and_gradients_equal_float64(
         torch.testing.assert_close(ours.double(), theirs.double(), **close)
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last_3d),
+    "clips inside": lambda x: x.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3),
+    "every other channel": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+    "every other clip": lambda x: x.repeat_interleave(2, dim=0)[::2],
+    "one for all": lambda x: x[:1, :, :1].expand_as(x),
+}
+"""Copies of a tensor in other strides."""
+
+
+@pytest.mark.parametrize("sizes", [(12,), (1, 8, 3)])
+@pytest.mark.parametrize("gradient", LAYOUTS)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one for all"])
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "not affine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_each_group_is_plain_batch_norm_whatever_the_strides(
+    sizes: tuple[int, ...], gradient: str, layout: str, affine: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(8)
+    x = LAYOUTS[layout](clips(12, dtype)).detach().requires_grad_()
+    probe = LAYOUTS[gradient](torch.randn(x.shape, dtype=dtype))
+    norm, plain = (kind(CHANNELS, affine=affine) for kind in (GroupedBatchNorm3d, nn.BatchNorm3d))
+    if affine:
+        nn.init.normal_(norm.weight)
+        plain.load_state_dict(norm.state_dict())
+    norm.groups = BnGroups(sizes)
+    output, want = norm(x), torch.cat([plain(part.contiguous()) for part in x.split(sizes)])
+    got_grads = torch.autograd.grad(output, [x, *norm.parameters()], probe)
+    want_grads = torch.autograd.grad(want, [x, *plain.parameters()], probe.contiguous())
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    for ours, theirs in zip((output, *got_grads), (want, *want_grads), strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, **close)
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_bfloat16_autocast(memory_format: torch.memory_format) -> None:
     torch.manual_seed(1)
