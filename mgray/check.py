@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from mgray.config import INGEST_FIELDS, Run
+from mgray.config import INGEST_FIELDS, SPEED_FIELDS, Run
 from mgray.data.annotations import read_annotations
 from mgray.data.manifest import MANIFEST
 from mgray.data.shard import ShardSet
@@ -183,12 +183,13 @@ def is_shards(path: str) -> bool:
 
 
 def differences(tree: dict[str, Any], run: Run) -> str:
-    """The settings in which a stored configuration and a run differ, e.g. `plan.lr 0.1 -> 0.2`."""
+    """The settings that bear on the result in which a stored configuration and a run differ, e.g. `plan.lr 0.1 -> 0.2`."""
     theirs, ours = Run.from_json(tree).to_json(), run.to_json()
+    free = {"data": INGEST_FIELDS, "train": SPEED_FIELDS}
     found = [
         f"{section}.{key} {theirs[section][key]} -> {value}"
         for section in ("plan", "data", "model", "train")
         for key, value in ours[section].items()
-        if value != theirs[section][key] and not (section == "data" and key in INGEST_FIELDS)
+        if value != theirs[section][key] and key not in free.get(section, ())
     ]
     return ", ".join(found)

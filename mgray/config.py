@@ -1,7 +1,8 @@
 """Run: everything that defines a training run, as a tree of frozen values.
 
 `Run.plan` is the schedule, the other sections say on what, with what model, how and where. A run is a pure function of
-the sections plan, data, model and train; feed and scale may change from one attempt to the next without changing its result.
+the sections plan, data, model and train; feed, scale, `INGEST_FIELDS` and `SPEED_FIELDS` may change from one attempt to the next
+without changing its result.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mgray.plan import PlanSpec, spec
 
 INGEST_FIELDS = ("path", "videos", "max_broken", "levels")
 """Fields of the data section that have no bearing on the result: the content of the shards has."""
+SPEED_FIELDS = ("compile", "channels_last", "micro_groups")
+"""Fields of the train section that have no bearing on the result but for the rounding of floats: digests hold their defaults."""
 NEWER_FIELDS = {
     "plan": spec.NEWER_FIELDS,
     "data": ("sampling", "jitter"),
@@ -326,8 +329,9 @@ class Run:
         return run
 
     def digest(self) -> str:
-        """SHA-256 of what determines the result: plan, data (but for where it lies), model and train."""
+        """SHA-256 of what determines the result: plan, data (but for where it lies), model and train (but for how it is computed)."""
         tree = self.to_json()
+        tree["train"] |= {key: value for key, value in Run().to_json()["train"].items() if key in SPEED_FIELDS}
         kept = {key: tree[key] for key in ("plan", "data", "model", "train")}
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in INGEST_FIELDS}
         for section, newer in NEWER_FIELDS.items():

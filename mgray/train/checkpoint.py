@@ -19,6 +19,7 @@ from mgray.jsonfile import write_json
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
 from mgray.train.average import WeightAverage
+from mgray.train.optimizer import match_state
 
 FORMAT = 1
 META, TENSORS = "meta.json", "state.pt"
@@ -188,6 +189,7 @@ def read_tensors(
         model.load_state_dict(state["model"] if optimizer is not None else state.get("average", state["model"]))
         if optimizer is not None:
             optimizer.load_state_dict(state["optimizer"])
+            match_state(optimizer)  # the run may have had another train.channels_last
         if average is not None:
             average.load(state["average"])
     except (RuntimeError, ValueError, KeyError) as error:

@@ -475,7 +475,8 @@ def check_checkpoint(meta: CheckpointMeta, run: Run, shards: ShardSet, folder: P
     Raises:
         CheckpointError: it names what differs.
     """
-    if meta.run_digest != run.digest():
+    # an earlier mgray's digest may hold fields that ours leaves out
+    if meta.run_digest != run.digest() and Run.from_json(meta.run).digest() != run.digest():
         raise CheckpointError(
             "checkpoint", str(folder), f"is of another plan or model ({differences(meta.run, run)})",
             "give the run another --name, or the settings it was started with",

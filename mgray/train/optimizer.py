@@ -35,3 +35,16 @@ def match_strides(optimizer: torch.optim.Optimizer) -> None:
             gradient = parameter.grad
             if gradient is not None and gradient.stride() != parameter.stride():
                 parameter.grad = gradient.as_strided(parameter.shape, parameter.stride())
+
+
+def match_state(optimizer: torch.optim.Optimizer) -> None:
+    """Lay each tensor of an optimizer's state out as its parameter: fused kernels go through both as they lie in memory, unasked."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if (
+                isinstance(value, torch.Tensor)
+                and value.shape == parameter.shape
+                and value.stride() != parameter.stride()
+            ):
+                moved = torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype, device=value.device)
+                state[name] = moved.copy_(value)

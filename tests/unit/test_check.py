@@ -121,6 +121,69 @@ def test_what_does_not_change_the_result_may_change(videos: Path, tmp_path: Path
     assert differences(run.to_json(), lower) == "plan.epochs 239 -> 250, plan.lr 0.1 -> 0.01"
 
 
+SPEED = {"compile": True, "channels_last": False, "micro_groups": 3}
+"""Settings that change how a run is computed, not what comes of it."""
+
+
+def test_how_a_run_is_computed_may_change(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way round, and with others that may not change beside them."""
+    monkeypatch.setattr("mgray.check.check_compiler", lambda: None)
+    run = Run(name="mine", storage=str(tmp_path), data=DataSection(path=str(videos)))
+    fast = dataclasses.replace(run, train=TrainSection(**SPEED))
+    for stored, now in ((run, fast), (fast, run)):
+        run_folder(run).mkdir(exist_ok=True)
+        (run_folder(run) / "run.json").write_text(json.dumps(stored.to_json()))
+        check_run(now)
+        assert differences(stored.to_json(), now) == "" and stored.digest() == now.digest()
+    seeded = dataclasses.replace(run, train=TrainSection(seed=3, **SPEED))
+    (run_folder(run) / "run.json").write_text(json.dumps(run.to_json()))
+    refused(seeded, "train.seed 0 -> 3)")
+
+
+@pytest.mark.parametrize(
+    ("train", "named"),
+    [
+        (TrainSection(tf32=False), "train.tf32 True -> False"),
+        (TrainSection(precision="bfloat16"), "train.precision float32 -> bfloat16"),
+    ],
+)
+def test_the_precision_of_a_run_may_not_change(videos: Path, tmp_path: Path, train: TrainSection, named: str) -> None:
+    run = Run(name="mine", storage=str(tmp_path), data=DataSection(path=str(videos)))
+    run_folder(run).mkdir()
+    (run_folder(run) / "run.json").write_text(json.dumps(run.to_json()))
+    refused(dataclasses.replace(run, train=train), named)
+
+
+def test_every_setting_of_training_is_in_the_digest_or_known_not_to_matter() -> None:
+    """So that a new one is put on one side on purpose."""
+    run, other = (
+        Run(),
+        {
+            "seed": 1,
+            "optimizer": "adamw",
+            "nesterov": False,
+            "betas": (0.8, 0.9),
+            "precision": "bfloat16",
+            "tf32": False,
+        },
+    )
+    other |= {"randaugment": 9, "evals": 3, "eval_batch": 5, "precise_bn": 2} | SPEED
+    alike = set()
+    for field in dataclasses.fields(TrainSection):
+        train = TrainSection(**{field.name: other.get(field.name, 0.5)})  # type: ignore[arg-type]
+        assert getattr(train, field.name) != getattr(run.train, field.name)
+        if dataclasses.replace(run, train=train).digest() == run.digest():
+            alike.add(field.name)
+    assert alike == set(SPEED)
+
+
+def test_runs_from_before_go_on() -> None:
+    """The digest of a run at these settings as it was before they were left out."""
+    assert (
+        Run(data=DataSection(path="a")).digest() == "06c9f1ab69970df8a67e1361888c0e20486a5a83ea82dd0d431b064e3c1a9ab0"
+    )
+
+
 def test_which_paths_are_shards(videos: Path, tmp_path: Path) -> None:
     write_shards(tmp_path, train=2, val=1)
     assert is_shards(str(tmp_path / "set")) and is_shards("s3://bucket/data")

@@ -23,7 +23,9 @@ from mgray.errors import CheckpointError, DataError, TrainingError
 from mgray.plan import Plan, PlanSpec, adaptive, sample_at
 from mgray.plan.state import Amendment, Orders, ScheduleState
 from mgray.train import loop as loop_module
+from mgray.train import step as step_module
 from mgray.train.checkpoint import read_meta
+from mgray.train.compile import compile_model
 from mgray.train.loop import Loop, clip_checksum
 from mgray.train.session import LocalSession
 from tests.support.shards import write_shards
@@ -305,6 +307,52 @@ def test_a_damaged_checkpoint_is_passed_over(shards: ShardSet, finished: Path, t
     with pytest.raises(CheckpointError, match="none of them whole"):
         Loop(RUN, LocalSession(folder), shards, folder, 2)
     assert len(list(folder.glob("checkpoint_*"))) == 3
+
+
+SPEED = {"compile": True, "channels_last": False, "micro_groups": 1}
+
+
+@pytest.fixture(scope="module")
+def exact(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in float64: norms over few clips of a few pixels enlarge what rounding leaves, 100,000 times from step to step."""
+    folder = tmp_path_factory.mktemp("exact")
+    Loop(with_train(precision="float64"), LocalSession(folder), shards, folder, 0).train()
+    return folder
+
+
+@pytest.mark.parametrize("fast_first", [False, True])
+def test_a_run_goes_on_computed_in_another_way(
+    shards: ShardSet, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_first: bool
+) -> None:
+    """Compiled or not, in other layouts, fewer groups at once: the numbers and the checkpoints of a run that never changed."""
+    monkeypatch.setattr(step_module, "compile_model", lambda model: compile_model(model, backend="eager"))
+    torch._dynamo.reset()
+    slow, fast = with_train(precision="float64"), with_train(precision="float64", **SPEED)
+    first, second = (fast, slow) if fast_first else (slow, fast)
+    middle = PLAN.num_steps // 2
+    leaves = Told(tmp_path, orders={0: Orders(ScheduleState(PLAN.digest()), leave_at=middle, leave="stop")})
+    assert Loop(first, leaves, shards, tmp_path, 0).train() == "stop"
+    loop = Loop(second, LocalSession(tmp_path), shards, tmp_path, 1)
+    assert loop.step == middle
+    loop.train()
+    (steps, evals), (want_steps, want_evals) = outcome(tmp_path), outcome(exact)
+    assert {step: checksum for step, (_, checksum) in steps.items()} == {
+        step: checksum for step, (_, checksum) in want_steps.items()
+    }
+    losses, want_losses = ([loss for loss, _ in of.values()] for of in (steps, want_steps))
+    assert losses == pytest.approx(want_losses, rel=1e-3) and evals == pytest.approx(want_evals, rel=1e-2)
+    assert list(weights(tmp_path, PLAN.num_steps)) == list(weights(exact, PLAN.num_steps))
+
+
+def test_a_checkpoint_of_an_earlier_digest_goes_on(shards: ShardSet, finished: Path, tmp_path: Path) -> None:
+    """Its settings count, not what was made of them."""
+    shutil.copytree(finished / "checkpoint_000000002", tmp_path / "checkpoint_000000002")
+    path = tmp_path / "checkpoint_000000002" / "meta.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(tree | {"run_digest": "0" * 64}))
+    assert Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 1).step == 2
+    with pytest.raises(CheckpointError, match=r"train\.tf32 True -> False"):
+        Loop(with_train(tf32=False), LocalSession(tmp_path), shards, tmp_path, 1)
 
 
 def test_another_plan_names_the_setting(shards: ShardSet, finished: Path) -> None:

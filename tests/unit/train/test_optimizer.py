@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from mgray.config import TrainSection
 from mgray.model.norm import convert_batchnorm
-from mgray.train.optimizer import build_optimizer, match_strides
+from mgray.train.optimizer import build_optimizer, match_state, match_strides
 
 
 def test_norms_alone_have_no_weight_decay() -> None:
@@ -126,3 +128,31 @@ def test_fused_kernels_compute_what_plain_ones_do(name: str) -> None:
         results.append([parameter.detach().clone() for parameter in model.parameters()])
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_state_of_another_layout_counts_element_by_element(name: str) -> None:
+    """As a checkpoint of a run without `train.channels_last` has it."""
+    section = TrainSection(optimizer=name)  # type: ignore[arg-type]
+    layouts = (torch.contiguous_format, torch.channels_last_3d)
+    torch.manual_seed(0)
+    first, *gradients = (torch.randn(4, 3, 2, 3, 3) for _ in range(4))
+    models, optimizers = [], []
+    for layout in layouts:
+        model = nn.Conv3d(3, 4, (2, 3, 3), bias=False)
+        model.weight.data = first.clone().contiguous(memory_format=layout)
+        models.append(model)
+        optimizers.append(build_optimizer(model, section))
+        for group in optimizers[-1].param_groups:
+            group["lr"] = 0.1
+    for gradient in gradients[:2]:
+        models[0].weight.grad = gradient.clone()
+        optimizers[0].step()
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    match_state(optimizers[1])
+    for model, optimizer, layout in zip(models, optimizers, layouts, strict=True):
+        model.weight.grad = gradients[2].clone().contiguous(memory_format=layout)
+        match_strides(optimizer)
+        optimizer.step()
+    torch.testing.assert_close(models[1].weight, models[0].weight, rtol=1e-6, atol=1e-6)
