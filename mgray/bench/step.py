@@ -8,6 +8,7 @@ gets normalised clips that lie on the device. Nothing is reduced over ranks.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import statistics
 import time
@@ -39,17 +40,21 @@ from mgray.train.step import Worker
 SAMPLES = 240_436
 """Clips of a data set large enough for every shape of a schedule to have steps."""
 PEAKS: tuple[tuple[str, float | None, float | None, float], ...] = (
-    (r"B200", 2250.0, 1125.0, 75.0),
-    (r"H200|GH200", 989.0, 494.0, 67.0),
-    (r"H100 PCIe", 756.0, 378.0, 51.0),
-    (r"H100", 989.0, 494.0, 67.0),
-    (r"A100", 312.0, 156.0, 19.5),
-    (r"A10G", 70.0, 35.0, 31.2),
-    (r"A10\b", 125.0, 62.5, 31.2),
-    (r"L40S", 362.0, 183.0, 91.6),
-    (r"L4\b", 121.0, 60.0, 30.3),
-    (r"V100", None, None, 15.7),
-    (r"T4\b", None, None, 8.1),
+    (r"\bGB200\b", 2500.0, 1250.0, 80.0),
+    (r"\bB200\b", 2250.0, 1125.0, 75.0),
+    (r"\bH[12]00 NVL\b", 835.0, 417.0, 60.0),
+    (r"\bG?H200\b", 989.0, 494.0, 67.0),
+    (r"\bH100 PCIe\b", 756.0, 378.0, 51.0),
+    (r"\bH100\b", 989.0, 494.0, 67.0),
+    (r"\bA100\b", 312.0, 156.0, 19.5),
+    (r"\bA10G\b", 70.0, 35.0, 31.2),
+    (r"\bA10\b", 125.0, 62.5, 31.2),
+    (r"\bL40S\b", 362.0, 183.0, 91.6),
+    (r"\bL4\b", 121.0, 60.0, 30.3),
+    (r"\bV100S-PCIE\b", None, None, 16.4),
+    (r"\bV100-PCIE\b", None, None, 14.0),
+    (r"\bV100\b", None, None, 15.7),
+    (r"\bT4\b", None, None, 8.1),
 )
 """TFLOP/s of GPUs without sparsity, as in NVIDIA's data sheets: name, bfloat16, TF32, float32."""
 
@@ -68,6 +73,8 @@ class Timed:
 
     seconds: float
     """Median over the rounds."""
+    rounds: int
+    """Those that were timed."""
     peak_gib: float | None
     """Memory allocated at most; None on a CPU, where torch does not count it."""
 
@@ -90,7 +97,7 @@ class StepTime:
         seconds, voxels = self.ours.seconds, self.clips * self.batch.clip.voxels
         return {
             "batch": str(self.batch), "clips_of_rank": self.clips, "bn_groups_of_rank": self.groups, "groups_at_once": self.at_once,
-            "ms": 1e3 * seconds, "clips_per_s": self.clips / seconds, "voxels_per_s": voxels / seconds,
+            "rounds": self.ours.rounds, "ms": 1e3 * seconds, "clips_per_s": self.clips / seconds, "voxels_per_s": voxels / seconds,
             "peak_gib": self.ours.peak_gib, "flops": self.flops, "flops_per_s": self.flops / seconds,
             "share_of_peak": self.flops / seconds / peak.flops,
             "plain_ms": None if self.plain is None else 1e3 * self.plain.seconds,
@@ -111,6 +118,9 @@ class StepBench:
     rounds: int
     peak: Peak
     steps: tuple[StepTime, ...]
+    left: tuple[BatchShape, ...] = ()
+    """Batches that were not measured: the budget was used up, or the bench interrupted."""
+    interrupted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """`mgray plan NAME --step-times FILE` reads it."""
@@ -120,13 +130,15 @@ class StepBench:
             "peak": {"flops_per_s": self.peak.flops, "source": self.peak.source},
             "step_seconds": {str(step.batch): step.ours.seconds for step in self.steps},
             "shapes": [step.to_json(self.peak) for step in self.steps],
+            "left": [str(batch) for batch in self.left], "interrupted": self.interrupted,
         }  # fmt: skip
 
     def table(self) -> Table:
+        left = f"; not measured: {', '.join(map(str, self.left))}" if self.left else ""
         table = Table(
             *("batch", "clips", "ms", "clips/s", "Mvoxel/s", "GiB", "TFLOP/s", "of peak", "plain ms", "plain GiB", "faster"),
             title=f"{self.model}, {self.precision}{', compiled' if self.compiled else ''}: one of {self.workers} worker(s) on {self.device}",
-            caption=f"peak: {self.peak.flops / 1e12:.3g} TFLOP/s ({self.peak.source}); GiB n/a: torch does not count it on CPUs",
+            caption=f"peak: {self.peak.flops / 1e12:.3g} TFLOP/s ({self.peak.source}); GiB n/a: torch does not count it on CPUs{left}",
         )  # fmt: skip
         for column in table.columns[1:]:
             column.justify = "right"
@@ -174,32 +186,50 @@ def name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
 
 
-def measure(run: Run, device: str, *, workers: int, rounds: int, scale_down: int) -> StepBench:
-    """Measure every batch of a workload, with a progress bar on a terminal.
+def measure(
+    run: Run, device: str, *, workers: int, rounds: int, scale_down: int, budget_s: float = math.inf
+) -> StepBench:
+    """Measure every batch of a workload, with a progress bar on a terminal; what is done by an interrupt is kept.
 
     Args:
         device: cpu, cuda, or auto for a GPU where there is one.
+        budget_s: Seconds after which no further batch is begun, and none has a further round (the first has one in any case).
 
     Raises:
         ConfigError: torch sees no GPU.
+        KeyboardInterrupt: before the first batch was measured.
     """
+    deadline = time.monotonic() + budget_s
     place = device_of(device)
     precision = run.train.precision
     if precision == "bfloat16" and place.type == "cpu":
         precision = "float32"  # as in training
     console = Console(stderr=True)
+    wanted, steps, interrupted = tuple(batches_of(run, scale_down)), [], False
+    peak = peak_of(place, precision, run.train.tf32)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        found = bench_step(run, place, workers=workers, rounds=rounds, scale_down=scale_down)
-        steps = tuple(bar.track(found, total=len(batches_of(run, scale_down)), description="step"))
+        found = bench_step(run, place, workers=workers, rounds=rounds, scale_down=scale_down, deadline=deadline)
+        try:
+            for step in bar.track(found, total=len(wanted), description="step"):
+                steps.append(step)
+        except KeyboardInterrupt:
+            if not steps:
+                raise
+            interrupted = True
     depth = f" depth {run.model.depth} width {run.model.width}" if run.model.name in DEPTHS else ""
     return StepBench(
         device=name_of(place), model=run.model.name + depth, workers=workers, precision=precision, compiled=run.train.compile,
-        rounds=rounds, peak=peak_of(place, precision, run.train.tf32), steps=steps,
+        rounds=rounds, peak=peak, steps=tuple(steps), left=wanted[len(steps) :], interrupted=interrupted,
     )  # fmt: skip
 
 
-def bench_step(run: Run, device: torch.device, *, workers: int, rounds: int, scale_down: int = 1) -> Iterator[StepTime]:
-    """Measure the largest share that one of `workers` ranks has of each batch, ours and plain in turn."""
+def bench_step(
+    run: Run, device: torch.device, *, workers: int, rounds: int, scale_down: int = 1, deadline: float = math.inf
+) -> Iterator[StepTime]:
+    """Measure the largest share that one of `workers` ranks has of each batch, ours and plain in turn.
+
+    After the `deadline` (of `time.monotonic`) no further batch is begun, nor a further round of one.
+    """
     torch.manual_seed(0)
     model = convert_dropout(build_model(run.model, CLASSES))
     defer_running_stats(model)
@@ -211,7 +241,9 @@ def bench_step(run: Run, device: torch.device, *, workers: int, rounds: int, sca
     plain = MODELS[run.model.name](run.model, CLASSES).to(device).train()
     plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.0, momentum=0.9, nesterov=True)
     cost = ModelCost(run.model, CLASSES)
-    for batch, bn_groups in batches_of(run, scale_down).items():
+    for number, (batch, bn_groups) in enumerate(batches_of(run, scale_down).items()):
+        if number and time.monotonic() >= deadline:
+            return
         shares = [share_of(rank, workers, batch.clips, bn_groups) for rank in range(workers)]
         share = max(shares, key=lambda share: len(share.clips))
         clips, groups = len(share.clips), len(share.groups)
@@ -231,7 +263,7 @@ def bench_step(run: Run, device: torch.device, *, workers: int, rounds: int, sca
             F.cross_entropy(plain(floats), labels).backward()  # type: ignore[no-untyped-call]
             plain_optimizer.step()
 
-        own, other = _in_turn((ours, theirs), device, rounds)
+        own, other = _in_turn((ours, theirs), device, rounds, deadline)
         assert own is not None
         parts = worker.micro_batches(mine, groups)
         yield StepTime(
@@ -247,13 +279,18 @@ def _block(shape: BatchShape) -> Block:
 
 
 def _in_turn(
-    ways: tuple[Callable[[], None], Callable[[], None]], device: torch.device, rounds: int
+    ways: tuple[Callable[[], None], Callable[[], None]], device: torch.device, rounds: int, deadline: float
 ) -> tuple[Timed | None, Timed | None]:
-    """Time two ways to compute in turn, the first pass of each left out; None for the second where memory runs out."""
+    """Time two ways to compute in turn, the first pass of each left out; None for the second where memory runs out.
+
+    After the `deadline` there is no further round than the first.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     peaks: list[float | None] = [None, None]
     fits = [True, True]
     for number in range(rounds + 1):
+        if number > 1 and time.monotonic() >= deadline:
+            break
         for which, way in enumerate(ways):
             if not fits[which]:
                 continue
@@ -274,14 +311,16 @@ def _in_turn(
             if number:
                 seconds[which].append(time.perf_counter() - started)
     own, other = (
-        Timed(seconds=statistics.median(times), peak_gib=peak) if fit else None
+        Timed(seconds=statistics.median(times), rounds=len(times), peak_gib=peak) if fit else None
         for times, peak, fit in zip(seconds, peaks, fits, strict=True)
     )
     return own, other
 
 
 def known_peak(name: str, precision: str, tf32: bool) -> Peak | None:
-    """A GPU's peak by its name; None where the data sheet has no such arithmetic or the name is unknown."""
+    """A GPU's peak by its name; None where the data sheet has no such arithmetic or the name is unknown or that of a part (MIG)."""
+    if precision == "float64" or " MIG " in name:
+        return None
     for pattern, bfloat16, tensor32, float32 in PEAKS:
         if re.search(pattern, name):
             kind, peak = (
@@ -297,7 +336,8 @@ def peak_of(device: torch.device, precision: str, tf32: bool) -> Peak:
     """A device's peak: from the data sheet of a known GPU, else that of a product of square matrices, measured now."""
     if device.type == "cuda" and (known := known_peak(torch.cuda.get_device_name(device), precision, tf32)) is not None:
         return known
-    dtype = torch.bfloat16 if precision == "bfloat16" and device.type == "cuda" else torch.float32
+    kinds = {"float64": torch.float64, "bfloat16": torch.bfloat16 if device.type == "cuda" else torch.float32}
+    dtype = kinds.get(precision, torch.float32)
     size = 8192 if device.type == "cuda" else 2048
     matrix, best = torch.ones(size, size, dtype=dtype, device=device), 0.0
     for _ in range(6):

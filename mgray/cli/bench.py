@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
+import math
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class BenchStepArguments:
     """Times that both are measured, in turn; the median counts."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """As train.compile; a graph is made before its batch is timed."""
+    budget: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = math.inf
+    """Begin no further batch or round after so many seconds, and print what is done (as Ctrl-C does); batches come smallest first."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print JSON, for mgray plan NAME --step-times FILE, instead of a table."""
 
@@ -124,6 +127,8 @@ def _bench_step(arguments: Sequence[str]) -> None:
     for name in ("share", "scale_down", "rounds"):
         if getattr(command, name) < 1:
             raise ConfigError(name, getattr(command, name), "must be at least 1", "give a positive whole number")
+    if not command.budget > 0:
+        raise ConfigError("budget", command.budget, "must be positive", "give seconds")
     run = workload(command.workload)
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=command.compile))
     check_model(run.model)
@@ -134,12 +139,14 @@ def _bench_step(arguments: Sequence[str]) -> None:
         check_compiler()
 
     result = measure(
-        run, command.device, workers=command.share, rounds=command.rounds, scale_down=command.scale_down
+        run, command.device, workers=command.share, rounds=command.rounds, scale_down=command.scale_down, budget_s=command.budget
     )  # fmt: skip
     if command.json:
         print(json_module.dumps(result.to_json(), indent=2))
     else:
         Console().print(result.table())
+    if result.interrupted:
+        raise KeyboardInterrupt
 
 
 def _bench_norm(arguments: Sequence[str]) -> None:
@@ -242,6 +249,7 @@ BENCH = Command(
     examples=(
         "mgray bench loop --workers 2 --rounds 9",
         "mgray bench step --workload kinetics400_slowfast_r50 --share 8 --json > steps.json",
+        "mgray bench step --workload demo --budget 60",
         "mgray bench norm --device cpu",
         "mgray bench feed --quick",
         "mgray bench quality --data videos/ --levels 256 128",

@@ -139,7 +139,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ["--runs", "--out"],
         ["--workload", "--workers", "--rounds"],
         ["--data", "--spans", "--levels", "--enlarge", "--quick", "--json", "--plot", "--ray", "--gop"],
-        ["--workload", "--device", "--share", "--scale-down", "--rounds", "--compile", "--json"],
+        ["--workload", "--device", "--share", "--scale-down", "--rounds", "--compile", "--budget", "--json"],
         ["--device", "--rounds", "--json"],
         [
             "--name",
@@ -479,6 +479,7 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["bench", "feed", "--data", "missing"], "missing"),
         (["bench", "loop", "--rounds", "0"], "rounds = 0"),
         (["bench", "norm", "--rounds", "0"], "rounds = 0"),
+        (["bench", "step", "--budget", "0"], "budget = 0"),
         (["bench", "loop", "--workload", "x"], "NAME = 'x'"),
         (["ingest"], "SOURCE = ''"),
         (["ingest", "videos"], "OUT = ''"),

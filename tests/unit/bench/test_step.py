@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mgray.bench.step import batches_of, known_peak, measure
+from mgray.bench import step as step_module
+from mgray.bench.step import StepTime, batches_of, known_peak, measure
 from mgray.bench.timing import read_step_times
+from mgray.cli.main import main
 from mgray.config import ModelSection, Run
 from mgray.errors import ConfigError
 from mgray.plan import BatchShape, PlanSpec
@@ -46,21 +51,74 @@ def test_a_file_of_it_is_read_by_the_planner(tmp_path: Path) -> None:
     assert result.table().row_count == len(result.steps)
 
 
-def test_peaks_are_those_of_the_data_sheets() -> None:
-    for name, precision, tf32, want in (
-        ("NVIDIA H100 80GB HBM3", "bfloat16", True, 989e12),
-        ("NVIDIA H100 PCIe", "bfloat16", True, 756e12),
-        ("NVIDIA A100-SXM4-40GB", "float32", True, 156e12),
-        ("NVIDIA A100-SXM4-40GB", "float32", False, 19.5e12),
-        ("NVIDIA A10G", "bfloat16", True, 70e12),
-        ("NVIDIA A10", "bfloat16", True, 125e12),
-        ("NVIDIA L40S", "bfloat16", True, 362e12),
-        ("Tesla V100-SXM2-16GB", "float32", True, 15.7e12),
-    ):
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "tensor32", "float32"),
+    [
+        ("NVIDIA GB200", 2500, 1250, 80),
+        ("NVIDIA B200", 2250, 1125, 75),
+        ("NVIDIA H200", 989, 494, 67),
+        ("NVIDIA GH200 480GB", 989, 494, 67),
+        ("NVIDIA H200 NVL", 835, 417, 60),
+        ("NVIDIA H100 80GB HBM3", 989, 494, 67),
+        ("NVIDIA H100 PCIe", 756, 378, 51),
+        ("NVIDIA H100 NVL", 835, 417, 60),
+        ("NVIDIA A100-SXM4-40GB", 312, 156, 19.5),
+        ("NVIDIA A100 80GB PCIe", 312, 156, 19.5),
+        ("NVIDIA A10G", 70, 35, 31.2),
+        ("NVIDIA A10", 125, 62.5, 31.2),
+        ("NVIDIA L40S", 362, 183, 91.6),
+        ("NVIDIA L4", 121, 60, 30.3),
+        ("Tesla V100-SXM2-16GB", None, 15.7, 15.7),
+        ("Tesla V100-PCIE-32GB", None, 14, 14),
+        ("Tesla T4", None, 8.1, 8.1),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets(name: str, bfloat16: float | None, tensor32: float, float32: float) -> None:
+    """Dense, under the names that the driver gives; a GPU without TF32 computes float32 in full."""
+    for precision, tf32, want in (
+        ("bfloat16", True, bfloat16), ("bfloat16", False, bfloat16), ("float32", True, tensor32), ("float32", False, float32)
+    ):  # fmt: skip
         peak = known_peak(name, precision, tf32)
-        assert peak is not None and peak.flops == want
-    assert known_peak("Tesla V100-SXM2-16GB", "bfloat16", True) is None
-    assert known_peak("Some GPU", "bfloat16", True) is None
+        assert (None if peak is None else peak.flops) == (None if want is None else want * 1e12)
+        assert peak is None or "dense" in peak.source
+    assert known_peak(name, "float64", True) is None
+
+
+@pytest.mark.parametrize("name", ["Some GPU", "NVIDIA RTX A1000", "NVIDIA L40", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"])
+def test_the_peak_of_another_gpu_or_of_a_part_of_one_is_measured(name: str) -> None:
+    assert known_peak(name, "bfloat16", True) is None
+
+
+def test_a_budget_ends_it_after_what_was_begun(tmp_path: Path) -> None:
+    result = measure(RUN, "cpu", workers=1, rounds=50, scale_down=1, budget_s=1e-9)
+    wanted = list(batches_of(RUN))
+    assert [step.batch for step in result.steps] == wanted[:1] and result.left == tuple(wanted[1:])
+    assert result.steps[0].ours.rounds == result.steps[0].to_json(result.peak)["rounds"] == 1 and not result.interrupted
+    assert str(wanted[-1]) in str(result.table().caption)
+    (tmp_path / "steps.json").write_text(json.dumps(result.to_json()))
+    assert main(["plan", "demo", "--step-times", str(tmp_path / "steps.json"), "--gpus", "1", "--json"]) == 0
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_an_interrupt_keeps_what_is_done(
+    done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = step_module.bench_step
+
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[StepTime]:
+        yield from itertools.islice(measured(*arguments, **options), done)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step_module, "bench_step", interrupted)
+    monkeypatch.setattr("mgray.cli.bench.workload", lambda name: RUN)
+    assert main(["bench", "step", "--device", "cpu", "--rounds", "1", "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert "mgray: interrupted" in err and bool(out) == bool(done)
+    if done:
+        tree = json.loads(out)
+        assert len(tree["shapes"]) == 2 and len(tree["left"]) == len(batches_of(RUN)) - 2 and tree["interrupted"]
+        (tmp_path / "steps.json").write_text(out)
+        assert read_step_times([str(tmp_path / "steps.json")]).timing.workers == (1,)
 
 
 def test_a_gpu_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
