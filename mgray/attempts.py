@@ -21,7 +21,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from mgray.cluster import Need, room
+from mgray.cluster import Need, idle, room
 from mgray.config import Run
 from mgray.data.feed import GridDataConfig
 from mgray.errors import ConfigError, MgrayError, TrainingError
@@ -112,7 +112,7 @@ class Attempts:
         began = said_at = time.monotonic()
         while True:
             found, now = min(most, room(need, without=without)), time.monotonic()
-            if found == most or (found >= least and now - began >= FREED_WITHIN_S):
+            if found == most or (found >= least and (now - began >= FREED_WITHIN_S or idle(need))):
                 return found
             if now - began >= FREED_WITHIN_S and (said_at == began or now - said_at >= SAY_EVERY_S):
                 said_at = now

@@ -43,6 +43,17 @@ def room_of(
     return min(by_node, by_rest)
 
 
+def is_idle(need: Need, nodes: list[dict[str, Any]], free: dict[str, float]) -> bool:
+    """Whether nobody holds any of what a worker reserves: resources of living nodes as `ray.nodes()` lists them, and what is free of them."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return all(free.get(name, 0.0) + 1e-6 >= sum(node.get(name, 0.0) for node in alive) for name in need.resources())
+
+
+def idle(need: Need) -> bool:
+    """Whether nobody holds any of what a worker reserves, so that no more room can come free."""
+    return is_idle(need, ray.nodes(), ray.available_resources())  # type: ignore[no-untyped-call]
+
+
 def room(need: Need, held: int = 0, without: Collection[str] = ()) -> int:
     """Workers that the cluster has room for; `held` of them run now, nodes `without` are about to go."""
     return room_of(need, ray.nodes(), ray.available_resources(), held, without)  # type: ignore[no-untyped-call]

@@ -12,12 +12,15 @@ from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mgray.errors import ConfigError, TrainingError
 from mgray.plan import Plan
 from mgray.plan.state import Amendment, Orders, Request, ScheduleState
 
 NAMESPACE = "mgray"
+MEMORY = 2**20
+"""Bytes that the actor reserves: Ray (2.60) heeds a wish for a node only where an actor needs something."""
 FUTILE_ATTEMPTS = 3
 """Attempts that begin at the same step, none getting further, after which the run is given up."""
 
@@ -175,13 +178,18 @@ def driver_name(run: str) -> str:
 def start_driver(name: str, plan: Plan, state: ScheduleState) -> Any:
     """Start the driver of the run `name` and return its handle; it ends with the program that started it.
 
+    It runs on that program's node where it can, so that a run loses its driver with no other node.
+
     Raises:
         ConfigError: that run is in progress on this cluster.
     """
     # one thread of control: the methods never wait, so they do not interleave
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ScheduleDriver)
+    actor = ray.remote(num_cpus=0, memory=MEMORY, max_restarts=-1, max_task_retries=-1)(ScheduleDriver)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     try:
-        return actor.options(name=driver_name(name), namespace=NAMESPACE).remote(plan, state, name)
+        return actor.options(name=driver_name(name), namespace=NAMESPACE, scheduling_strategy=here).remote(
+            plan, state, name
+        )
     except ValueError:
         raise ConfigError(
             "name", name, "is a run in progress on this cluster", "wait for it, or give another --name"

@@ -34,8 +34,8 @@ from mgray.driver import start_driver
 from mgray.errors import ConfigError, TrainingError
 from mgray.jsonfile import write_json
 from mgray.plan import Plan
-from mgray.plan.state import ScheduleState
 from mgray.report.records import read_run
+from mgray.train.checkpoint import schedule_so_far
 from mgray.train.initial import initial_line
 from mgray.train.metrics import METRICS
 
@@ -79,8 +79,9 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
         if run.model.init and starts_afresh(run):
             console.print(f"{run.name}: {initial_line(run.model, len(shards.classes))}", soft_wrap=True)
         with in_progress(folder):
-            _write_records(folder, run, plan, shards)
-            driver = start_driver(run.name, plan, ScheduleState(plan.digest()))
+            schedule = schedule_so_far(folder, plan)
+            _write_records(folder, run, schedule.plan(plan), shards)
+            driver = start_driver(run.name, plan, schedule)
             announce(folder)
             try:
                 with TrainDisplay(run.name, console) as display, _watching(driver, display):

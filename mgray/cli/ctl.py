@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def _ctl(arguments: Sequence[str]) -> None:
     if command.at_step < 0:
         raise ConfigError("at_step", command.at_step, "must not be negative", "name a step, or leave it out")
     given = Path(command.run).expanduser()
-    folder = (given if given.is_dir() else Path(command.storage).expanduser() / command.run).absolute()
+    folder = Path(os.path.abspath(given if given.is_dir() else Path(command.storage).expanduser() / command.run))
     if not (folder / "run.json").is_file():
         raise ConfigError(
             "RUN", command.run, f"is no run ({folder} holds no run.json)", "name a run's folder, or give --storage"

@@ -222,7 +222,7 @@ def read_run(path: Path | str) -> RunRecords:
     if not plan.keys() >= {"num_samples", "phases", "totals"}:
         raise _error(path, "plan.json is no plan", "read it with the mgray that wrote it")
     schedule = _read_schedule(path)
-    if schedule is not None:  # plan.json may be of the moment before the workers took them up again
+    if schedule is not None:  # plan.json may be of the moment before the amendments were written
         plan = schedule.plan(Plan.compile(run.plan, int(plan["num_samples"]))).to_json()
     lines, num_unreadable = _read_lines(path)
     steps, evals, num_repeated, lost = _supersede(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,6 +136,16 @@ def read_schedule(folder: Path) -> ScheduleState | None:
         ) from None
 
 
+def schedule_so_far(folder: Path, plan: Plan) -> ScheduleState:
+    """What a run's plan has become by the amendments that were taken up, by whichever program trained it then.
+
+    Raises:
+        CheckpointError: they cannot be read, or are of another plan.
+    """
+    afresh = ScheduleState(plan.digest())
+    return afresh.newer(read_schedule(folder) or afresh)
+
+
 def read_meta(folder: Path) -> CheckpointMeta:
     """The description of a checkpoint.
 
@@ -243,13 +254,13 @@ def newest_checkpoint(path: Path) -> Path:
         CheckpointError: there is none, or one whose description cannot be read.
     """
     if (path / META).is_file():
-        return path
+        return Path(os.path.abspath(path))  # its parent, which . does not name, is the run's folder
     found = [(_step(meta), str(meta.parent)) for meta in path.glob(f"*/{META}") if ".part" not in meta.parent.name]
     if not found:
         raise CheckpointError(
             "checkpoint", str(path), "holds no checkpoint", "name a run's folder, or one of its checkpoints"
         )
-    return Path(max(found)[1])
+    return Path(os.path.abspath(max(found)[1]))
 
 
 def _step(meta: Path) -> int:

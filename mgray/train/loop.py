@@ -38,8 +38,8 @@ from mgray.train.average import WeightAverage
 from mgray.train.checkpoint import (
     CheckpointMeta,
     newest_whole,
-    read_schedule,
     read_tensors,
+    schedule_so_far,
     snapshot_of,
     write_checkpoint,
     write_schedule,
@@ -441,8 +441,8 @@ class Loop:
         self._event("checkpoint")
 
     def _load(self) -> None:
-        if self.session.rank == 0 and (amended := read_schedule(self.folder)) is not None:
-            self.schedule = self.schedule.newer(amended)
+        if self.session.rank == 0:
+            self.schedule = schedule_so_far(self.folder, self.base)
         with self.session.load() as folders:
             if not folders:
                 if self.run.model.init:

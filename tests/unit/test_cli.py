@@ -646,3 +646,14 @@ def test_ctl_of_a_run_that_is_not_in_progress(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "mine" / "run.json").write_text("{}")
     assert cli.main(["ctl", str(tmp_path / "mine"), "status"]) == 2
     assert "is not in progress; start it with mgray train" in capsys.readouterr().err
+
+
+def test_ctl_takes_a_folder_as_shells_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    for here, name in (("mine", "."), ("mine/checkpoint", ".."), (".", "mine/")):
+        monkeypatch.chdir(tmp_path / here)
+        assert cli.main(["ctl", name, "status"]) == 2
+        assert f"RUN = '{tmp_path / 'mine'}': is not in progress" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from mgray.cluster import Need, room_of
+from mgray.cluster import Need, is_idle, room_of
 from mgray.config import Run, ScaleSection
 from mgray.errors import ConfigError
 from mgray.trainer import ray_running
@@ -30,6 +30,21 @@ NODES = [node("a", 4, 2), node("b", 3), node("c", 64, 8, alive=False)]
 )
 def test_room(need: Need, free: dict, held: int, without: tuple, expected: int) -> None:
     assert room_of(need, NODES, free, held, without) == expected
+
+
+@pytest.mark.parametrize(
+    ("need", "free", "expected"),
+    [
+        (Need(1.0), {"CPU": 7.0}, True),
+        (Need(1.0), {"CPU": 71.0}, True),  # the dead node is still counted
+        (Need(1.0), {"CPU": 6.5}, False),
+        (Need(1.0, 1.0), {"CPU": 7.0, "GPU": 1.0}, False),
+        (Need(1.0), {"CPU": 7.0, "GPU": 1.0}, True),  # the GPU is of no use to us
+        (Need(1.0), {}, False),
+    ],
+)
+def test_nobody_holds_a_thing(need: Need, free: dict, expected: bool) -> None:
+    assert is_idle(need, NODES, free) is expected
 
 
 def test_workers_are_a_number_or_a_range() -> None:

@@ -10,14 +10,17 @@ import torch
 from torch import nn
 
 from mgray.errors import CheckpointError
+from mgray.plan import Plan, PlanSpec
 from mgray.plan.state import Amendment, ScheduleState
 from mgray.train.checkpoint import (
     CheckpointMeta,
     newest_checkpoint,
     read_meta,
     read_tensors,
+    schedule_so_far,
     snapshot_of,
     write_checkpoint,
+    write_schedule,
 )
 
 META = CheckpointMeta(
@@ -138,6 +141,24 @@ def test_the_newest_of_a_run_is_found(stored: Path) -> None:
     (later / "meta.json").write_text(json.dumps(content | {"step": 12}))
     assert newest_checkpoint(stored.parent) == later
     assert newest_checkpoint(stored) == stored
+
+
+def test_a_checkpoint_is_named_in_full(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the run's folder is its parent."""
+    for here, given in ((stored, "."), (stored.parent, "."), (stored.parent, stored.name)):
+        monkeypatch.chdir(here)
+        assert newest_checkpoint(Path(given)) == stored
+
+
+def test_a_plan_starts_as_it_was_amended(tmp_path: Path) -> None:
+    plan = Plan.compile(PlanSpec(epochs=4, lr_steps=(0, 2), lr_factors=(1.0, 0.1), batch=8, long_cycle="run"), 400)
+    assert schedule_so_far(tmp_path, plan) == ScheduleState(plan.digest())
+    amended = ScheduleState(plan.digest(), (Amendment("rate", 30, 0.5, "key"),))
+    write_schedule(tmp_path, amended, amended.plan(plan))
+    assert schedule_so_far(tmp_path, plan) == amended
+    write_schedule(tmp_path, ScheduleState("p", META.schedule.amendments), plan)
+    with pytest.raises(CheckpointError, match="is not the plan of this run"):
+        schedule_so_far(tmp_path, plan)
 
 
 def test_a_checkpoint_that_is_being_written_is_not_the_newest(stored: Path) -> None:
