@@ -290,8 +290,9 @@ def _planned(path: Path) -> tuple[Run, Plan, ScheduleState]:
         for tree in trees:
             state = state.newer(ScheduleState.from_json(tree))
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{Path(error.filename).name}: {error.strerror}" if isinstance(error, OSError) else error
         raise DataError(
-            "RUN", str(path), f"is no run's folder ({' '.join(str(error).split())})", "give the folder that training wrote, e.g. runs/demo"
+            "RUN", str(path), f"is no run's folder ({' '.join(str(why).split())})", "give the folder that training wrote, e.g. runs/demo"
         ) from None  # fmt: skip
     except MgrayError as error:
         raise DataError(
