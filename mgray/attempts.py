@@ -25,13 +25,13 @@ from mgray.cluster import Need, idle, room
 from mgray.config import Run
 from mgray.data.feed import GridDataConfig
 from mgray.errors import ConfigError, MgrayError, TrainingError
-from mgray.plan.state import Request
+from mgray.plan.state import Departure, Request
 from mgray.train.session import FEED
 from mgray.train.worker import WorkConfig, work
 
 KEEP_CHECKPOINTS = 3
 POLL_S = 0.5
-FREED_WITHIN_S = 5.0
+FREED_WITHIN_S = 3.0
 """Seconds in which the resources of an attempt that has ended are surely free again."""
 SETTLED_S = 20.0
 """Seconds that new room has to be there before a run grows into it: Ray Train's own list of nodes is as old."""
@@ -71,11 +71,12 @@ class Attempts:
             failure = status["failure"]
             if isinstance(failure, MgrayError):
                 raise failure
-            if failure is None and status["left"]:
-                if status["left"] == "stop":
+            left: Departure | None = status["left"]
+            if failure is None and left is not None:
+                if left.why == "stop":
                     return "stop"
-                without |= set(status["leaving_nodes"])
-                if status["left"] == "notice":
+                without |= set(left.nodes)
+                if left.why == "notice":
                     self.say("a node is about to go: saved, the next attempt does without it")
                 continue
             if error is None and failure is None:

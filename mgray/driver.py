@@ -7,7 +7,6 @@ for one sends it again until it is (`mgray.control`). When it dies, Ray starts i
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -16,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mgray.errors import ConfigError, TrainingError
 from mgray.plan import Plan
-from mgray.plan.state import Amendment, Orders, Request, ScheduleState
+from mgray.plan.state import Amendment, Departure, Orders, Request, ScheduleState
 
 NAMESPACE = "mgray"
 MEMORY = 2**20
@@ -53,9 +52,8 @@ class ScheduleDriver:
         self._taken: set[str] = set()
         self._refused: dict[str, ConfigError] = {}
         self._wanted = 0
-        self._leave, self._leave_at = "", 0
-        self._left = ""
-        self._leaving_nodes: tuple[str, ...] = ()
+        self._departures: dict[int, Departure] = {}
+        self._left: Departure | None = None
         self._progress: dict[str, Any] = {}
         self._begun: tuple[int, int] = (-1, 0)
         self._failure: Exception | None = None
@@ -92,14 +90,12 @@ class ScheduleDriver:
             if request.kind == "checkpoint":
                 save_at = at if save_at is None else min(at, save_at)
             elif request.kind == "stop" or request.kind == "resize":
-                self._leave_at, self._leave = at, request.kind
-                self._wanted = int(request.value) if request.kind == "resize" else self._wanted
+                self._departures[at] = Departure(at, request.kind, int(request.value))
             else:
                 self._state = self._state.amended(Amendment(request.kind, at, request.value, request.key), step)
             self._taken.add(request.key)
         self._pending.clear()
-        leave_at = max(self._leave_at, step) if self._leave else None
-        return Orders(self._state, save_at, leave_at, self._leave)
+        return Orders(self._state, save_at, tuple(self._departures.values()))
 
     async def show(self, progress: dict[str, Any], state: ScheduleState, step: int) -> bool:
         """Rank 0 says how far it is, and what a driver that was restarted has to know; True asks it to `sync`."""
@@ -123,7 +119,7 @@ class ScheduleDriver:
         """A worker group starts from `step`; False where going on is pointless and it should return at once."""
         last, times = self._begun
         self._begun = (step, times + 1 if step == last else 1)
-        self._left, self._leaving_nodes = "", ()
+        self._left = None
         if step != last and not self._given_up:
             self._failure = None
         if self._begun[1] > FUTILE_ATTEMPTS:
@@ -135,10 +131,13 @@ class ScheduleDriver:
             )  # fmt: skip
         return not self._given_up
 
-    async def leave(self, why: str, nodes: Sequence[str]) -> None:
-        """The workers have saved and end this attempt: to stop, to be resized, or since `nodes` are about to go."""
-        self._left, self._leave, self._leaving_nodes = why, "", tuple(nodes)
-        self._begun = (-1, 0)
+    async def leave(self, departure: Departure) -> None:
+        """The workers have saved and end this attempt."""
+        self._left, self._begun = departure, (-1, 0)
+        if departure.why != "notice":  # a notice does what nobody asked for
+            self._departures = {at: other for at, other in self._departures.items() if at > departure.step}
+        if departure.why == "resize":
+            self._wanted = departure.workers
 
     async def is_given_up(self) -> bool:
         """Whether another attempt is pointless."""
@@ -161,7 +160,6 @@ class ScheduleDriver:
             "ready": self._next_step is not None,
             "wanted": self._wanted,
             "left": self._left,
-            "leaving_nodes": self._leaving_nodes,
             "failure": failure,
             "pid": os.getpid(),
         }

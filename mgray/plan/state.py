@@ -157,15 +157,24 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Departure:
+    """Workers save before `step` and end their attempt: somebody asked to stop or for a resize, or nodes have been given notice."""
+
+    step: int
+    why: Literal["stop", "resize", "notice"]
+    workers: int = 0
+    """Asked for by a resize; 0 is what the configuration says."""
+    nodes: tuple[str, ...] = ()
+    """That are about to go."""
+
+
+@dataclass(frozen=True, slots=True)
 class Orders:
-    """What the driver tells the workers: the newest schedule, and steps before which to save or to leave."""
+    """What the driver tells the workers: the newest schedule, a step before which to save, and departures at different steps."""
 
     state: ScheduleState
     save_at: int | None = None
-    leave_at: int | None = None
-    """Save before this step and end the attempt."""
-    leave: str = ""
-    """Why: stop, or resize."""
+    departures: tuple[Departure, ...] = ()
 
 
 def segments_of(plan: Plan, start: int, end: int) -> list[range]:

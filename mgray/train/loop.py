@@ -7,6 +7,7 @@ schedule, a checkpoint or an end is taken up by all ranks before the same step.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import functools
 import itertools
@@ -33,7 +34,7 @@ from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
 from mgray.plan import ClipShape, Plan, Step, eval_steps, progress_at, sample_at
 from mgray.plan.adaptive import is_due, is_flat
-from mgray.plan.state import Amendment, ScheduleState, segments_of
+from mgray.plan.state import Amendment, Departure, ScheduleState, segments_of
 from mgray.train.average import WeightAverage
 from mgray.train.checkpoint import (
     CheckpointMeta,
@@ -125,9 +126,7 @@ class Loop:
         self._saved: tuple[int, ScheduleState | None] = (0, None)
         self._saved_at = self._noticed_at = time.monotonic()
         self._save_at: int | None = None
-        self._leave_at: int | None = None
-        self._leave = ""
-        self._leaving_nodes: tuple[str, ...] = ()
+        self._departures: dict[int, Departure] = {}
         self._flush_steps = 1
         self._version = 0
         """Of the schedule that `plan` is of."""
@@ -168,23 +167,23 @@ class Loop:
             segments = segments_of(self.plan, self.step, self.plan.num_steps)
             with self.session.feed.blocks(self.source(), segments) as blocks:
                 self._steps(blocks)
-        if self._leave and self.step < self.plan.num_steps:
+        departure = self._departures[self.step] if self.step < self.plan.num_steps else None
+        if departure is not None:
             self._save(wait=True)
-            self.session.leave(self._leave, self._leaving_nodes)
-            self._event("leave", f"{self._leave}: {' '.join(self._leaving_nodes)}".removesuffix(": "))
+            self.session.leave(departure)
+            self._event("leave", ": ".join([departure.why, *[" ".join(departure.nodes)] * bool(departure.nodes)]))
         else:
             if self._validated != self.step:  # stopped early
                 self._validate()
             self._save(wait=True)
             stopped = any(amendment.kind == "stop" for amendment in self.schedule.amendments)
             self._event("finish", "stopped early by an amendment" if stopped else "")
-            self._leave = ""
         self.session.finish_saving()
         if self._records is not None:
             self._records.close()
         if self._ledger is not None:
             self._ledger.close()
-        return self._leave
+        return "" if departure is None else departure.why
 
     def source(self) -> ClipSource:
         """Where the clips of the steps come from."""
@@ -203,7 +202,7 @@ class Loop:
 
     def _end(self) -> int:
         """The step before which this attempt ends, as far as is known."""
-        return min(self.plan.num_steps, self.plan.num_steps if self._leave_at is None else self._leave_at)
+        return min([self.plan.num_steps, *self._departures])
 
     def _steps(self, blocks: Iterator[Block | None]) -> None:
         """Train on blocks until the attempt ends or they are no longer those of the schedule."""
@@ -239,7 +238,7 @@ class Loop:
                 self._take_orders()
                 saving = saving or self.step == self._save_at
             if signal & Signal.NOTICE and (nodes := self.session.leaving_nodes()):
-                self._leave, self._leave_at, self._leaving_nodes = "notice", self.step, nodes
+                self._departures[self.step] = Departure(self.step, "notice", nodes=nodes)
             if saving or signal & Signal.SAVE:
                 self._save(wait=self.step >= self._end())
             started = time.perf_counter() if evaluating or saving or signal else now
@@ -256,7 +255,9 @@ class Loop:
         """Ask the driver, all ranks before the same step, and take up what it says."""
         orders = self.session.sync(self.schedule, self.step)
         self._save_at = self._save_at if orders.save_at is None else orders.save_at
-        self._leave_at, self._leave = orders.leave_at, orders.leave
+        for departure in orders.departures:  # a driver that was restarted knows of none before
+            at = max(departure.step, self.step)
+            self._departures[at] = dataclasses.replace(departure, step=at)
         for amendment in orders.state.amendments[self._version :]:
             value = f" {amendment.value:g}" if amendment.value else ""
             self._event("amend", f"{amendment.kind}{value} from step {amendment.from_step}")

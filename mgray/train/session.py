@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mgray.config import FeedSection
 from mgray.data.feed import Feed
 from mgray.data.local_feed import LocalFeed
-from mgray.plan.state import Orders, ScheduleState
+from mgray.plan.state import Departure, Orders, ScheduleState
 
 FEED = "train"
 """Name under which the trainer passes the feed to Ray Train."""
@@ -64,7 +64,7 @@ class Session(Protocol):
     def leaving_nodes(self) -> tuple[str, ...]:
         """Nodes of workers that have been given notice, the same on every rank; every rank has to ask."""
 
-    def leave(self, why: str, nodes: tuple[str, ...]) -> None:
+    def leave(self, departure: Departure) -> None:
         """Tell the driver that this attempt ends before the schedule does; every rank takes part."""
 
     def load(self) -> AbstractContextManager[list[Path]]:
@@ -140,9 +140,9 @@ class RaySession:
         info = ray.train.get_preemption_info()
         return () if info is None else tuple(info.preempted_node_ids)
 
-    def leave(self, why: str, nodes: tuple[str, ...]) -> None:
+    def leave(self, departure: Departure) -> None:
         if self.rank == 0:
-            ray.get(self.driver.leave.remote(why, nodes))
+            ray.get(self.driver.leave.remote(departure))
         if self.world_size > 1:
             dist.barrier()
 
@@ -224,7 +224,7 @@ class LocalSession:
     def leaving_nodes(self) -> tuple[str, ...]:
         return ()
 
-    def leave(self, why: str, nodes: tuple[str, ...]) -> None:
+    def leave(self, departure: Departure) -> None:
         """Nobody waits for it."""
 
     def finish_saving(self) -> None:

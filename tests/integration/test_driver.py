@@ -16,7 +16,7 @@ from mgray.control import ask, driver_of, status_of
 from mgray.driver import FUTILE_ATTEMPTS, GAUGES, ScheduleDriver, start_driver
 from mgray.errors import ConfigError, TrainingError, VideoError
 from mgray.plan import Plan, PlanSpec
-from mgray.plan.state import Amendment, Orders, Request, ScheduleState
+from mgray.plan.state import Amendment, Departure, Orders, Request, ScheduleState
 from mgray.report.records import read_run
 from mgray.trainer import train
 from tests.integration.test_equality import equality_run, wait_for_step
@@ -113,19 +113,22 @@ def test_orders_to_save_stop_and_resize() -> None:
     asyncio.run(driver.request(Request("a", "checkpoint", 0.0, 8)))
     assert told(driver, STATE, 6) == Orders(STATE, save_at=8)
     asyncio.run(driver.request(Request("b", "resize", 3)))
-    assert told(driver, STATE, 7) == Orders(STATE, leave_at=7, leave="resize")
-    asyncio.run(driver.request(Request("c", "resize", 3, 12)))
-    for step in (8, 9):  # it is told again, and only then is it time
-        assert told(driver, STATE, step) == Orders(STATE, leave_at=12, leave="resize")
-    asyncio.run(driver.request(Request("d", "resize", 3)))
+    resize, later = Departure(7, "resize", 3), Departure(12, "resize", 2)
+    assert told(driver, STATE, 7) == Orders(STATE, departures=(resize,))
+    asyncio.run(driver.request(Request("c", "resize", 2, 12)))
     # an attempt that died before it could leave: the next is told again
-    assert told(driver, STATE, 7) == Orders(STATE, leave_at=7, leave="resize")
-    asyncio.run(driver.leave("resize", ()))
+    assert told(driver, STATE, 5) == Orders(STATE, departures=(resize, later))
+    assert asyncio.run(driver.status())["wanted"] == 0
+    asyncio.run(driver.leave(resize))
     status = asyncio.run(driver.status())
-    assert (status["left"], status["wanted"]) == ("resize", 3)
+    assert (status["left"], status["wanted"]) == (resize, 3)
     asyncio.run(driver.begin(7))
-    assert told(driver, STATE, 7) == Orders(STATE)
-    assert asyncio.run(driver.status())["left"] == ""
+    assert asyncio.run(driver.status())["left"] is None
+    assert told(driver, STATE, 7) == Orders(STATE, departures=(later,))
+    asyncio.run(driver.leave(Departure(12, "notice", nodes=("a",))))  # comes first, at the same step
+    assert told(driver, STATE, 12) == Orders(STATE, departures=(later,))
+    asyncio.run(driver.request(Request("d", "resize", 6)))  # takes the other's place
+    assert told(driver, STATE, 12) == Orders(STATE, departures=(Departure(12, "resize", 6),))
 
 
 def test_only_a_new_start_of_the_workers_lowers_the_step() -> None:
@@ -136,7 +139,7 @@ def test_only_a_new_start_of_the_workers_lowers_the_step() -> None:
         asyncio.run(driver.request(Request("a", "stop", 0.0, 15)))
     told(driver, STATE, 10)
     asyncio.run(driver.request(Request("a", "stop", 0.0, 15)))
-    assert told(driver, STATE, 10).leave_at == 15
+    assert told(driver, STATE, 10).departures == (Departure(15, "stop"),)
 
 
 def test_attempts_that_get_nowhere_are_given_up_with_a_reason() -> None:

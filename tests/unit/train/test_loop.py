@@ -21,7 +21,7 @@ from mgray.data.shard import ShardSet
 from mgray.data.source import Block, TrainSource
 from mgray.errors import CheckpointError, DataError, TrainingError
 from mgray.plan import Plan, PlanSpec, adaptive, sample_at
-from mgray.plan.state import Amendment, Orders, ScheduleState
+from mgray.plan.state import Amendment, Departure, Orders, ScheduleState
 from mgray.train import loop as loop_module
 from mgray.train import step as step_module
 from mgray.train.checkpoint import read_meta
@@ -182,7 +182,7 @@ class Told(LocalSession):
 
     orders: dict[int, Orders] = dataclasses.field(default_factory=dict)
     shown: int = 0
-    left: tuple[str, tuple[str, ...]] | None = None
+    left: Departure | None = None
 
     def show(self, progress: dict[str, object], state: ScheduleState, step: int) -> None:
         self.shown = step
@@ -195,8 +195,8 @@ class Told(LocalSession):
         orders = self.orders.pop(due[0]) if due else Orders(state)
         return dataclasses.replace(orders, state=state.newer(orders.state))
 
-    def leave(self, why: str, nodes: tuple[str, ...]) -> None:
-        self.left = why, nodes
+    def leave(self, departure: Departure) -> None:
+        self.left = departure
 
 
 def test_leaving_at_a_named_step_saves_there_and_repeats_nothing(
@@ -204,13 +204,24 @@ def test_leaving_at_a_named_step_saves_there_and_repeats_nothing(
 ) -> None:
     at = PLAN.phases[1].first_step + 1
     state = ScheduleState(PLAN.digest())
-    session = Told(tmp_path, orders={0: Orders(state, leave_at=at, leave="stop")})
+    departure = Departure(at, "stop")
+    session = Told(tmp_path, orders={0: Orders(state, departures=(departure,))})
     assert Loop(RUN, session, shards, tmp_path, 0).train() == "stop"
-    assert session.left == ("stop", ()) and read_meta(tmp_path / f"checkpoint_{at:09d}").step == at
+    assert session.left == departure and read_meta(tmp_path / f"checkpoint_{at:09d}").step == at
     assert events(tmp_path)[-1] == "leave"
     assert Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 1).train() == ""
     assert outcome(tmp_path) == outcome(finished)
     assert len(records(tmp_path, "step")) == PLAN.num_steps
+
+
+def test_a_departure_outlives_the_driver_that_told_of_it(shards: ShardSet, tmp_path: Path) -> None:
+    """Another driver, which was started anew, knows only of one that was asked for later."""
+    state = ScheduleState(PLAN.digest())
+    later, sooner = Departure(7, "stop"), Departure(5, "resize", 2)
+    orders = {0: Orders(state, departures=(later, sooner)), 2: Orders(state), 4: Orders(state, departures=(later,))}
+    session = Told(tmp_path, orders=orders)
+    assert Loop(RUN, session, shards, tmp_path, 0).train() == "resize"
+    assert session.left == sooner and read_meta(tmp_path / "checkpoint_000000005").step == 5
 
 
 def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: Path, tmp_path: Path) -> None:
@@ -225,7 +236,7 @@ def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: 
     ]
     assert outcome(whole)[0] != outcome(finished)[0]
     middle = step + 3
-    session = Told(halved, orders={0: Orders(log, leave_at=middle, leave="resize")})
+    session = Told(halved, orders={0: Orders(log, departures=(Departure(middle, "resize"),))})
     assert Loop(RUN, session, shards, halved, 0).train() == "resize"
     Loop(RUN, LocalSession(halved), shards, halved, 1).train()
     assert outcome(halved)[0] == outcome(whole)[0]
@@ -250,7 +261,7 @@ def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, mo
     steps = outcome(whole)[0]
     assert list(steps) == list(range(amended.num_steps))
     at = amendments[0][1] - 1
-    session = Told(halved, orders={0: Orders(ScheduleState(plan.digest()), leave_at=at, leave="stop")})
+    session = Told(halved, orders={0: Orders(ScheduleState(plan.digest()), departures=(Departure(at, "stop"),))})
     assert Loop(run, session, shards, halved, 0).train() == "stop"
     Loop(run, LocalSession(halved), shards, halved, 1).train()
     assert json.loads((halved / "schedule.json").read_text())["amendments"] == amendments
