@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
 
 from mgray.config import DataSection, ModelSection, TrainSection
 from mgray.data.source import Block
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import convert_batchnorm, defer_running_stats
-from mgray.plan import BatchShape
+from mgray.plan import BatchShape, share_of
 from mgray.train import step as step_module
 from mgray.train.compile import compile_model
 from mgray.train.loop import channels_last
 from mgray.train.optimizer import build_optimizer
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
+from tests.support.ranks import GlooSession
 
 MODEL = ModelSection(name="slowfast", depth=10, width=8, alpha=2, fusion_kernel=3, dropout=0.3)
 TRAIN = TrainSection(compile=True)
@@ -51,11 +57,12 @@ def small() -> nn.Module:
     return convert_batchnorm(nn.Sequential(*layers))
 
 
-def worker(train: TrainSection, make: Callable[[], nn.Module] = small) -> Worker:
+def worker(train: TrainSection, make: Callable[[], nn.Module] = small, session: LocalSession | None = None) -> Worker:
     torch.manual_seed(0)
     model = channels_last(convert_dropout(make()))
     defer_running_stats(model)
-    return Worker(model.train(), LocalSession(Path("unused")), DataSection(), train)
+    session = session or LocalSession(Path("unused"))
+    return Worker(session.prepare(model).train(), session, DataSection(), train)
 
 
 def block(shape: BatchShape, seed: int) -> Block:
@@ -65,13 +72,13 @@ def block(shape: BatchShape, seed: int) -> Block:
     return Block(0, 0, pixels, count % 5, count, count)
 
 
-def losses(ours: Worker, steps: int) -> list[float]:
+def losses(ours: Worker, steps: int, shapes: Sequence[tuple[BatchShape, int]] = SHAPES) -> list[float]:
     optimizer = build_optimizer(ours.module, TRAIN)
     for group in optimizer.param_groups:
         group["lr"] = 0.02
     found = []
     for step in range(steps):
-        shape, groups = SHAPES[step % len(SHAPES)]
+        shape, groups = shapes[step % len(shapes)]
         keys = torch.arange(shape.clips) + 100 * step
         found.append(float(ours.step(block(shape, step), shape, groups, keys, optimizer)[0]) / shape.clips)
     return found
@@ -108,3 +115,56 @@ def test_slowfast_is_one_graph_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = worker(dataclasses.replace(train, compile=False), lambda: build_model(MODEL, 5))
     assert losses(ours, 4) == pytest.approx(losses(eager, 4), rel=1e-3)
     assert counters["stats"]["unique_graphs"] == len(SHAPES)
+
+
+RANKED = ((BatchShape(8, 4, 16, 16), 2), (BatchShape(10, 2, 24, 24), 4), (BatchShape(4, 4, 24, 24), 1))
+"""A group for each rank, shares of different sizes, and one group over both ranks, whose norms are synchronised and not compiled."""
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled{rank}"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found: dict[str, list[float]] = {}
+    for train in (TRAIN, dataclasses.replace(TRAIN, compile=False)):
+        ours = worker(train, session=GlooSession(Path(folder), rank=rank, world_size=2))
+        assert isinstance(ours.model, DistributedDataParallel)
+        optimizer = build_optimizer(ours.module, train)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02
+        losses = found.setdefault("compiled" if train.compile else "eager", [])
+        for shape, groups in RANKED:
+            ours.warm_up(shape, groups)
+        for step in range(9):
+            shape, groups = RANKED[step % len(RANKED)]
+            mine = share_of(rank, 2, shape.clips, groups).clips
+            whole, keys = block(shape, step), torch.arange(shape.clips) + 100 * step
+            part = slice(mine.start, mine.stop)
+            cut = Block(
+                0, 0, whole.clips_NTHWC[part], whole.labels_N[part], whole.samples_N[part], whole.positions_N[part]
+            )
+            sums = ours.step(cut, shape, groups, keys[part], optimizer)
+            dist.all_reduce(sums)
+            losses.append(float(sums[0]) / shape.clips)
+        if train.compile:
+            found["graphs"] = [counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def test_compiled_ranks_have_the_losses_of_eager_ones(tmp_path: Path) -> None:
+    """DDP on two processes over gloo; and both those of one process, as far as float32 goes."""
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(400)
+        assert process.exitcode == 0
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["compiled"] == second["compiled"] and first["compiled"] == pytest.approx(first["eager"], rel=1e-4)
+    assert len(set(first["eager"])) == 9
+    assert all(graphs == 2 and not breaks for graphs, breaks in (first["graphs"], second["graphs"]))
+    assert first["compiled"] == pytest.approx(
+        losses(worker(dataclasses.replace(TRAIN, compile=False)), 9, RANKED), rel=1e-4
+    )

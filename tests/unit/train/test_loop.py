@@ -125,6 +125,31 @@ def test_the_run_is_recorded(finished: Path) -> None:
     assert all(r["num_clips"] == 5 and 0 <= r["top1"] <= r["top5"] == 1 for r in records(finished, "eval"))
 
 
+def test_each_step_has_the_plan_s_rate_and_warm_up(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the optimizer, not in the records only; linear in epochs from the first rate on."""
+    plan = dataclasses.replace(RUN.plan, warmup_epochs=6.0, warmup_start_lr=0.001, lr_steps=(0, 8))
+    run, rates = dataclasses.replace(RUN, plan=plan), []
+    step = step_module.Worker.step
+
+    def noted(self: step_module.Worker, *arguments: Any) -> torch.Tensor:
+        rates.append([group["lr"] for group in arguments[-1].param_groups])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(step_module.Worker, "step", noted)
+    Loop(run, LocalSession(tmp_path), shards, tmp_path, 0).train()
+    compiled = Plan.compile(plan, 10)
+    assert len(rates) == compiled.num_steps and len({rate for rate, *_ in rates}) > 3
+    for index, found in enumerate(rates):
+        planned = compiled.step_at(index)
+        assert set(found) == {planned.lr}
+        if planned.epoch < 6:
+            end = compiled.rate.at(6.0)
+            start = found[0] - (end - 0.001) * planned.epoch / 6.0
+            assert start == pytest.approx(0.001, abs=1e-9), (index, planned.epoch)
+
+
 def test_another_seed_is_another_run(shards: ShardSet, finished: Path, tmp_path: Path) -> None:
     """Seeds of 64 bits and negative ones too."""
     first = outcome(finished)[0][0]

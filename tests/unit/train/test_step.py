@@ -154,14 +154,38 @@ def test_a_rank_without_clips_adds_a_zero_gradient_and_no_statistics() -> None:
     assert all(module.training for module in ours.module.modules())
 
 
-def test_a_long_gradient_is_clipped() -> None:
-    batch, shape = block(4), BatchShape(4, 2, 6, 6)
-    norms = []
-    for limit in (0.0, 0.01):
-        ours = worker(TrainSection(precision="float64", clip_grad=limit))
+@pytest.mark.parametrize(("limit", "micro_groups"), [(0.01, 0), (0.01, 1), (1e6, 0)])
+def test_a_long_gradient_is_clipped(limit: float, micro_groups: int) -> None:
+    """The whole step's, in its direction, to the limit; a shorter one is left alone."""
+    batch, shape, gradients = block(4), BatchShape(4, 2, 6, 6), []
+    for train in (
+        TrainSection(precision="float64"),
+        TrainSection(precision="float64", clip_grad=limit, micro_groups=micro_groups),
+    ):
+        ours = worker(train)
         ours.step(batch, shape, 2, torch.arange(4), torch.optim.SGD(ours.module.parameters(), lr=0.0))
-        norms.append(float(nn.utils.get_total_norm([p.grad for p in ours.module.parameters()])))
-    assert norms[0] > 0.01 and norms[1] == pytest.approx(0.01, rel=1e-3)
+        gradients.append(torch.cat([p.grad.flatten() for p in ours.module.parameters()]))
+    norm = gradients[0].square().sum().sqrt()
+    assert norm > 0.01
+    want = gradients[0] * min(1.0, limit / (float(norm) + 1e-6))
+    torch.testing.assert_close(gradients[1], want, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_update_follows_smoothed_labels(smoothing: float) -> None:
+    """Against the formula: all classes' share of the mass, and the rest for the label."""
+    batch, shape, lr = block(4), BatchShape(4, 2, 6, 6), 0.5
+    ours, reference = worker(TrainSection(precision="float64", label_smoothing=smoothing)), network()
+    optimizer = torch.optim.SGD(ours.module.parameters(), lr=lr)
+    sums = ours.step(batch, shape, 1, torch.arange(4), optimizer)
+    logs = reference(ours.clips(batch)).log_softmax(1)
+    wanted = torch.full_like(logs, smoothing / 3)
+    wanted[torch.arange(4), torch.from_numpy(batch.labels_N)] += 1 - smoothing
+    loss = -(wanted * logs).sum(1).mean()
+    loss.backward()
+    assert sums[0].item() / 4 == pytest.approx(loss.item(), rel=1e-12)
+    for mine, theirs in zip(ours.module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - lr * theirs.grad, rtol=1e-10, atol=1e-12)
 
 
 def test_observing_changes_running_statistics_only() -> None:
