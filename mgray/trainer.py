@@ -40,6 +40,7 @@ from mgray.train.initial import initial_line
 from mgray.train.metrics import METRICS
 
 POLL_S = 0.5
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,10 +148,27 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
         ) from None  # fmt: skip
     quiet_ray_data()
     try:
-        with contextlib.nullcontext() if verbose else without_noise():
+        # nobody gives a node notice that is this machine: one process less for each attempt
+        with (
+            contextlib.nullcontext() if verbose else without_noise(),
+            _default(PREEMPTION_WATCHER, "1" if joins else "0"),
+        ):
             yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _default(variable: str, value: str) -> Iterator[None]:
+    """An environment variable for as long as the context lasts, where it has no value yet."""
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 def open_data(run: Run, console: Console) -> ShardSet:

@@ -1,12 +1,14 @@
 """Room for workers, counted from the cluster's nodes."""
 
+import os
+
 import pytest
 import ray
 
 from mgray.cluster import Need, is_idle, room_of
 from mgray.config import Run, ScaleSection
 from mgray.errors import ConfigError
-from mgray.trainer import ray_running
+from mgray.trainer import PREEMPTION_WATCHER, ray_running
 
 
 def node(name: str, cpus: float, gpus: float = 0.0, alive: bool = True) -> dict:
@@ -75,3 +77,5 @@ def test_the_ray_that_a_run_trains_on(
     with ray_running(Run(scale=ScaleSection(address=address))):
         assert given["address"] == expected
         assert ("num_cpus" in given) == (expected == "local")
+        assert os.environ[PREEMPTION_WATCHER] == ("0" if expected == "local" else "1")
+    assert PREEMPTION_WATCHER not in os.environ
