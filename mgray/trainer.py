@@ -9,7 +9,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,14 @@ from mgray.train.initial import initial_line
 from mgray.train.metrics import METRICS
 
 POLL_S = 0.5
-PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+LOCAL_RAY = {
+    # without a dashboard nothing answers Ray's state API. Ray Train 2.60 asks it whether a controller lives, and waits 12 s for that at
+    # the end of each attempt; at an address where nobody listens it is refused at once
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+    # nobody gives notice to the only node there is: a process less for each attempt
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Environment of a Ray of our own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +129,19 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with contextlib.ExitStack() as stack:
+        if not (run.scale.address or os.environ.get("RAY_ADDRESS", "")):
+            stack.enter_context(_defaults(LOCAL_RAY))
+        _start_ray(run, verbose)
+        if not verbose:
+            stack.enter_context(without_noise())
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(run: Run, verbose: bool) -> None:
     options: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     joins = run.scale.address or os.environ.get("RAY_ADDRESS", "")
     if joins:
@@ -147,28 +167,18 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
             "start Ray there (ray start --head), or leave it out for a local Ray",
         ) from None  # fmt: skip
     quiet_ray_data()
-    try:
-        # nobody gives a node notice that is this machine: one process less for each attempt
-        with (
-            contextlib.nullcontext() if verbose else without_noise(),
-            _default(PREEMPTION_WATCHER, "1" if joins else "0"),
-        ):
-            yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager
-def _default(variable: str, value: str) -> Iterator[None]:
-    """An environment variable for as long as the context lasts, where it has no value yet."""
-    if variable in os.environ:
-        yield
-        return
-    os.environ[variable] = value
+def _defaults(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for as long as the context lasts, of which those that have a value keep it."""
+    mine = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(mine)
     try:
         yield
     finally:
-        del os.environ[variable]
+        for name in mine:
+            os.environ.pop(name, None)
 
 
 def open_data(run: Run, console: Console) -> ShardSet:

@@ -27,7 +27,7 @@ from mgray.data.ingest import ingest
 from mgray.data.synthetic import write_motion_videos
 from mgray.report.records import RunRecords, read_run
 from mgray.train.checkpoint import newest_checkpoint
-from mgray.trainer import ray_running, train
+from mgray.trainer import LOCAL_RAY, ray_running, train
 from tests.integration.test_equality import assert_same, equality_run, wait_for_step
 
 TIMES = int(os.environ.get("CHAOS_TIMES", "1"))
@@ -56,8 +56,9 @@ def ray_instance() -> Iterator[None]:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head without CPUs of its own; tests add the nodes that train."""
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without CPUs of its own, and without a dashboard that answers Ray's state API; tests add the nodes that train."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", LOCAL_RAY["RAY_API_SERVER_ADDRESS"])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:

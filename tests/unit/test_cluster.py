@@ -8,7 +8,7 @@ import ray
 from mgray.cluster import Need, is_idle, room_of
 from mgray.config import Run, ScaleSection
 from mgray.errors import ConfigError
-from mgray.trainer import PREEMPTION_WATCHER, ray_running
+from mgray.trainer import LOCAL_RAY, ray_running
 
 
 def node(name: str, cpus: float, gpus: float = 0.0, alive: bool = True) -> dict:
@@ -77,5 +77,5 @@ def test_the_ray_that_a_run_trains_on(
     with ray_running(Run(scale=ScaleSection(address=address))):
         assert given["address"] == expected
         assert ("num_cpus" in given) == (expected == "local")
-        assert os.environ[PREEMPTION_WATCHER] == ("0" if expected == "local" else "1")
-    assert PREEMPTION_WATCHER not in os.environ
+        assert (LOCAL_RAY.items() <= os.environ.items()) == (expected == "local")
+    assert not LOCAL_RAY.keys() & os.environ.keys()
