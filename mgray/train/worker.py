@@ -12,7 +12,6 @@ from mgray.config import Run
 from mgray.data.feed import quiet_ray_data
 from mgray.data.shard import ShardSet
 from mgray.errors import MgrayError
-from mgray.train.loop import Loop
 from mgray.train.metrics import next_attempt
 from mgray.train.session import RaySession
 
@@ -32,6 +31,8 @@ class WorkConfig(TypedDict):
 def work(config: WorkConfig) -> None:
     """Train from the newest checkpoint to the end, or return at once where the driver has given the run up."""
     quiet_ray_data()
+    from mgray.train.loop import Loop  # takes seconds, and the program that starts workers has no use for it
+
     run, driver, folder = Run.from_json(config["run"]), config["driver"], Path(config["folder"])
     torch.set_num_threads(run.scale.threads or max(1, int(run.scale.cpus)))
     session = RaySession(driver, folder)
