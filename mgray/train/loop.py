@@ -171,7 +171,7 @@ class Loop:
         if departure is not None:
             self._save(wait=True)
             self.session.leave(departure)
-            self._event("leave", ": ".join([departure.why, *[" ".join(departure.nodes)] * bool(departure.nodes)]))
+            self._event("leave", f"{departure.why}: {' '.join(departure.nodes)}" if departure.nodes else departure.why)
         else:
             if self._validated != self.step:  # stopped early
                 self._validate()
