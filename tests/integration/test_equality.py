@@ -161,7 +161,7 @@ def test_kill_everything_and_run_the_same_command_again(undisturbed: RunRecords,
 
 def wait_for_step(folder: Path, step: int) -> None:
     """Until the records show a step."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     path = folder / "metrics.jsonl"
     while not (path.is_file() and f'"step": {step}, ' in path.read_text()):
         assert time.monotonic() < deadline, f"{folder} never came to step {step}"
