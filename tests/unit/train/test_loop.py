@@ -366,7 +366,7 @@ def test_a_run_goes_on_computed_in_another_way(
     slow, fast = with_train(precision="float64"), with_train(precision="float64", **SPEED)
     first, second = (fast, slow) if fast_first else (slow, fast)
     middle = PLAN.num_steps // 2
-    leaves = Told(tmp_path, orders={0: Orders(ScheduleState(PLAN.digest()), leave_at=middle, leave="stop")})
+    leaves = Told(tmp_path, orders={0: Orders(ScheduleState(PLAN.digest()), departures=(Departure(middle, "stop"),))})
     assert Loop(first, leaves, shards, tmp_path, 0).train() == "stop"
     loop = Loop(second, LocalSession(tmp_path), shards, tmp_path, 1)
     assert loop.step == middle
