@@ -18,10 +18,11 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 tests/unit
-	$(BIN)/python -m pytest -q tests/integration tests/chaos tests/gpu
+	$(BIN)/python -m pytest -q -m "not slow" tests/integration tests/chaos tests/gpu
 
-# kills workers, nodes, the driver, everything, three times each, and prints what it cost
+# the tests that take minutes each; kills workers, nodes, the driver, everything, three times each, and prints what it cost
 chaos: .venv/ready
+	$(BIN)/python -m pytest -q -m slow tests/integration
 	CHAOS_TIMES=3 $(BIN)/python -m pytest -q tests/chaos
 
 check: .venv/ready

@@ -68,6 +68,7 @@ def test_a_stopped_run_goes_on(undisturbed: RunRecords, shards: str, tmp_path: P
     assert_same(records, undisturbed)
 
 
+@pytest.mark.slow
 def test_batches_that_follow_the_workers(shards: str, tmp_path: Path) -> None:
     """Policy per_worker: batch and rate grow with the workers, every position is trained on once."""
     run = equality_run(shards, tmp_path, "per_worker", workers=2)
@@ -100,6 +101,7 @@ def wait_for_file(path: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_ctl_from_another_terminal(shards: str, tmp_path: Path) -> None:
     """`mgray train` with a Ray of its own, looked at and stopped by `mgray ctl` in other processes."""
     run = equality_run(shards, tmp_path, "apart", save_every=1000)
