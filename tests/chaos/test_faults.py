@@ -75,6 +75,7 @@ def test_decode_tasks_are_killed(undisturbed: RunRecords, shards: str, tmp_path:
     bore("a decode task killed", records, undisturbed, same_ranks=True, repeated=20)
 
 
+@FULL
 @EVERY_TIME
 def test_the_driver_is_killed(undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int) -> None:
     run = long_run(shards, tmp_path, "driver", workers=2)

@@ -152,7 +152,6 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_compiled_ranks_have_the_losses_of_eager_ones(tmp_path: Path) -> None:
     """DDP on two processes over gloo, traced without making kernels (which takes minutes); and both those of one process, as far as float32 goes."""
     context = multiprocessing.get_context("spawn")

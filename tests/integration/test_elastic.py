@@ -49,6 +49,7 @@ def test_planned_resizes_repeat_nothing(undisturbed: RunRecords, shards: str, tm
     assert_same(records, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
     run = equality_run(shards, tmp_path, "stopped", save_every=1000)
 
