@@ -27,7 +27,7 @@ RUN = Run(
     ),
     data=DataSection(levels=(40,), sampling="segments", jitter="inverse"),
     model=ModelSection(name="slowfast", depth=10, width=8, fusion_kernel=3, dropout=0.0),
-    train=TrainSection(evals=2, eval_batch=2, precise_bn=1, mixup=0.8),
+    train=TrainSection(evals=2, eval_batch=2, precise_bn=1, mixup=0.8, precision="float64"),
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def charades(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_from_lists_to_figures_on_two_workers_as_in_one_process(
     ray_instance: None, charades: Path, tmp_path: Path
 ) -> None:
