@@ -129,10 +129,11 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    joins = run.scale.address or os.environ.get("RAY_ADDRESS", "")
     with contextlib.ExitStack() as stack:
-        if not (run.scale.address or os.environ.get("RAY_ADDRESS", "")):
+        if not joins:
             stack.enter_context(_defaults(LOCAL_RAY))
-        _start_ray(run, verbose)
+        _start_ray(run, joins, verbose)
         if not verbose:
             stack.enter_context(without_noise())
         try:
@@ -141,9 +142,9 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
             ray.shutdown()
 
 
-def _start_ray(run: Run, verbose: bool) -> None:
+def _start_ray(run: Run, joins: str, verbose: bool) -> None:
+    """Join the Ray at the address `joins`, or start a local one where there is none."""
     options: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
-    joins = run.scale.address or os.environ.get("RAY_ADDRESS", "")
     if joins:
         options["address"] = joins
     else:
