@@ -276,6 +276,8 @@ def lay(batches: Sequence[BatchShape], done: tuple[int, int, int], target: int, 
     slot_steps = [0] * len(batches)
     laps = []
     for end in _lap_ends(position, target, num_samples, clips):
+        if position >= end:  # an amended phase may end so soon after an epoch that this one's last batch reaches it
+            continue
         laps.append((step, position, voxels))
         count, covered = _steps_to(end - position, clips)
         for slot, batch in enumerate(batches):

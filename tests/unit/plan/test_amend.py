@@ -63,6 +63,16 @@ def test_what_was_trained_stays_and_positions_run_on(spec, num_samples, changes)
         assert steps_of(plan)[:kept] == steps_of(before)[:kept]
 
 
+def test_a_phase_may_end_just_after_an_epoch():
+    spec = PlanSpec(
+        frames=1, batch=1, epochs=6, epoch_factor=0.3, lr_steps=(0, 3), long_cycle="off", short_cycle=True, bn_group=4
+    )
+    base = Plan.compile(spec, 31)
+    plan = ScheduleState(base.digest(), (Amendment("extend", 0, 2.5), Amendment("extend", 0, 2.5))).plan(base)
+    assert_whole(plan)
+    assert plan.phases[-1].target == 6 * 31 + 1 <= plan.phases[-1].end_position
+
+
 @pytest.mark.parametrize("size", [17, 100, 1001])
 def test_a_plan_that_is_cut_is_its_beginning(size):
     plan = Plan.compile(PLAN.spec, size)
