@@ -40,8 +40,10 @@ def charades(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for side, first, count in (("train", 0, 12), ("test", 50, 5)):
         rows = []
         for number in range(first, first + count):
-            shade = 200 if number % 3 else 60
-            pictures = np.full((20, 40, 48, 3), shade, np.uint8) + np.arange(20, dtype=np.uint8)[:, None, None, None]
+            # no two alike: near ties among so few would turn mean average precision on rounding
+            shade, light = (140 if number % 3 else 20) + 16 * (number % 5), np.linspace(0, 3 * (number % 7), 48)
+            pictures = shade + np.arange(20)[:, None, None, None] + light[None, None, :, None] + np.zeros((1, 40, 1, 3))
+            pictures = pictures.astype(np.uint8)
             encode_frames(str(root / "Charades_v1_480" / f"V{number:03d}.mp4"), pictures, fps=25)
             actions = [*(["c000 0.00 0.80"] if number % 3 else []), *(["c001 0.40 0.80"] if number % 2 else [])]
             rows.append(f'V{number:03d},S,Room,6,7,Yes,"a, b",o,d,{";".join(actions)},0.80\n')
