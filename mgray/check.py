@@ -12,8 +12,8 @@ from typing import Any
 
 from mgray.config import INGEST_FIELDS, SPEED_FIELDS, Run
 from mgray.data.annotations import read_annotations
-from mgray.data.manifest import MANIFEST
-from mgray.data.shard import ShardSet
+from mgray.data.shards.manifest import MANIFEST
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.storage import answered, unreadable
 from mgray.errors import CheckpointError, ConfigError, MgrayError
 from mgray.model import check_model

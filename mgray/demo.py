@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mgray.check import check_input
 from mgray.config import Run
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.plan import PlanSpec
 from mgray.report import print_comparison, read_run, write_report
 from mgray.trainer import open_data, ray_running, train

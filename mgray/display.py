@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mgray.data.estimate import Estimate
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 
 LINE_EVERY_S = 30.0
 """Seconds between two lines where there is no terminal."""

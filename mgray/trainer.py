@@ -27,8 +27,8 @@ from mgray.data.decode import DECODE_LIMIT_S
 from mgray.data.feed import quiet_ray_data
 from mgray.data.ingest import LEVELS, IngestProgress, ingest
 from mgray.data.levels import levels_of
-from mgray.data.manifest import MANIFEST, SOURCE, VERSION, Manifest
-from mgray.data.shard import ShardSet
+from mgray.data.shards.manifest import MANIFEST, SOURCE, VERSION, Manifest
+from mgray.data.shards.shard_set import ShardSet
 from mgray.display import TrainDisplay, without_noise
 from mgray.driver import start_driver
 from mgray.errors import ConfigError, TrainingError

@@ -21,16 +21,11 @@ from torch import Tensor
 from mgray.data.annotations import read_annotations
 from mgray.data.clip import VideoInfo
 from mgray.data.decode import CODEC, Ingested, encode_frames, index_packets, transcode
-from mgray.data.manifest import MANIFEST, SOURCE, VERSION, Broken, Level, Manifest, level_name
-from mgray.data.shard import (
-    IndexRow,
-    ShardSet,
-    StoredVideo,
-    content_digest,
-    shard_name,
-    write_index,
-    write_shard,
-)
+from mgray.data.shards.index import IndexRow, content_digest, write_index
+from mgray.data.shards.manifest import MANIFEST, SOURCE, VERSION, Broken, Level, Manifest, level_name
+from mgray.data.shards.packets import StoredVideo
+from mgray.data.shards.shard_set import ShardSet
+from mgray.data.shards.writer import shard_name, write_shard
 from mgray.data.storage import Folder
 from mgray.errors import DataError, VideoError
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from mgray.config import Run
 from mgray.data.feed import GridDataConfig, quiet_ray_data
 from mgray.data.ingest import ingest
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, ClipSource
 from mgray.data.synthetic import write_motion_videos
 from mgray.driver import start_driver

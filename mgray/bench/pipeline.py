@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mgray.config import FeedSection, Run
 from mgray.data.clip import ClipSpec
 from mgray.data.feed import GridShard
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, decode_block
 from mgray.trainer import ray_running
 

@@ -26,7 +26,7 @@ from mgray.bench.feed import Cell, cells_of, psnr, squared_error
 from mgray.config import Run
 from mgray.data.clip import ClipSpec
 from mgray.data.decode import decode_clip, decode_frames
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.plan import Plan
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from mgray.bench.clips import BenchVideos
 from mgray.data.clip import ClipSpec, VideoInfo
 from mgray.data.decode import decode_clip
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import VideoError
 from mgray.plan import ClipShape
 

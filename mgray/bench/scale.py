@@ -33,7 +33,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from mgray.config import Run
 from mgray.data.clip import VideoInfo
 from mgray.data.feed import _blocks_of, _row_of
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, TrainSource
 from mgray.driver import ScheduleDriver
 from mgray.ledger import LedgerWriter

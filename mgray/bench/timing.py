@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mgray.config import Run
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import TrainSource
 from mgray.errors import ConfigError
 from mgray.plan import ClipShape, Plan

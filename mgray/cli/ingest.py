@@ -79,7 +79,7 @@ def _ingest(arguments: Sequence[str]) -> None:
 
 
 def _levels(command: IngestArguments) -> tuple[int, ...]:
-    from mgray.data.manifest import SOURCE
+    from mgray.data.shards.manifest import SOURCE
 
     if command.passthrough:
         return SOURCE
@@ -106,7 +106,7 @@ def _shards(arguments: Sequence[str]) -> None:
             "ACTION", command.action, "is no action", "write mgray shards info DIR or mgray shards verify DIR"
         )
     demand("DIR", command.path, f"mgray shards {command.action} DIR")
-    from mgray.data.shard import ShardSet
+    from mgray.data.shards.shard_set import ShardSet
 
     shards = ShardSet.open(command.path)
     if command.action == "verify":

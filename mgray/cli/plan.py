@@ -200,7 +200,7 @@ def _num_samples(data: DataArguments, dataset: Dataset) -> int:
         return dataset.num_train
     from mgray.check import is_shards
     from mgray.data.annotations import read_annotations
-    from mgray.data.shard import ShardSet
+    from mgray.data.shards.shard_set import ShardSet
 
     if is_shards(data.path):
         return ShardSet.open(data.path).num_samples("train")

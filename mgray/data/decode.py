@@ -33,8 +33,9 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 
 from mgray.data.clip import ClipSpec, VideoInfo
-from mgray.data.manifest import SOURCE
-from mgray.data.shard import SourceProbe, StoredVideo
+from mgray.data.shards.index import SourceProbe
+from mgray.data.shards.manifest import SOURCE
+from mgray.data.shards.packets import StoredVideo
 from mgray.data.storage import READ_LIMIT_S, MappedFile, Readers, fetched
 from mgray.data.window import Planes, Window
 from mgray.errors import VideoError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mgray.data.annotations import read_annotations
 from mgray.data.decode import ingest_video
 from mgray.data.files import sizes_of
-from mgray.data.manifest import Broken, level_name
+from mgray.data.shards.manifest import Broken, level_name
 from mgray.data.storage import unreadable
 from mgray.errors import VideoError
 

@@ -31,18 +31,19 @@ import ray.data
 from mgray.data.annotations import Action, Annotations, read_annotations
 from mgray.data.decode import CODEC, DECODE_LIMIT_S, Ingested, ingest_video
 from mgray.data.files import sizes_of
-from mgray.data.manifest import MANIFEST, MULTI_LABEL_VERSION, SOURCE, VERSION, Broken, Level, Manifest, level_name
-from mgray.data.shard import (
-    SPLITS,
-    Extent,
-    IndexRow,
-    ShardSet,
-    SourceProbe,
-    content_digest,
-    shard_name,
-    write_index,
-    write_shard,
+from mgray.data.shards.index import SPLITS, Extent, IndexRow, SourceProbe, content_digest, write_index
+from mgray.data.shards.manifest import (
+    MANIFEST,
+    MULTI_LABEL_VERSION,
+    SOURCE,
+    VERSION,
+    Broken,
+    Level,
+    Manifest,
+    level_name,
 )
+from mgray.data.shards.shard_set import ShardSet
+from mgray.data.shards.writer import shard_name, write_shard
 from mgray.data.storage import FileSum, Folder, answered, bare, one_line, unreadable
 from mgray.errors import DataError, VideoError
 

@@ -16,7 +16,7 @@ import torch
 from mgray.config import Run
 from mgray.data.clip import ASSUMED_FPS, Views, clip_span, sliding_clips, view_clips
 from mgray.data.decode import decode_clips, index_packets
-from mgray.data.shard import StoredVideo
+from mgray.data.shards.packets import StoredVideo
 from mgray.data.source import Block
 from mgray.data.storage import MappedFile
 from mgray.errors import ConfigError, VideoError

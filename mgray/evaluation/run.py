@@ -19,7 +19,7 @@ import torch
 from mgray.config import Run
 from mgray.data.clip import Views
 from mgray.data.feed import own_error
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import ValSource
 from mgray.errors import ConfigError, DataError, TrainingError
 from mgray.plan import ClipShape

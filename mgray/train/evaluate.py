@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mgray.config import Run
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
 from mgray.model.norm import grouped_norms
 from mgray.plan import ClipShape, Plan

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mgray.check import differences
 from mgray.config import Run
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, ClipSource, TrainSource
 from mgray.errors import CheckpointError, TrainingError
 from mgray.ledger import LedgerWriter, words_of

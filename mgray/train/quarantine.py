@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from mgray.data.shard import SPLITS, ShardSet
+from mgray.data.shards.index import SPLITS
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block
 from mgray.errors import DataError
 from mgray.train.session import Session

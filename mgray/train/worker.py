@@ -10,7 +10,7 @@ import torch
 
 from mgray.config import Run
 from mgray.data.feed import quiet_ray_data
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import MgrayError
 from mgray.train.metrics import next_attempt
 from mgray.train.session import RaySession

@@ -18,8 +18,8 @@ import ray
 
 from mgray.control import ask, driver_of, status_of
 from mgray.data.ingest import ingest
-from mgray.data.manifest import SOURCE
-from mgray.data.shard import ShardSet
+from mgray.data.shards.manifest import SOURCE
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.synthetic import write_motion_videos
 from mgray.errors import DataError
 from mgray.plan import Plan

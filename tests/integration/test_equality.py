@@ -20,7 +20,7 @@ import torch
 
 from mgray.audit import audit
 from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block
 from mgray.plan import Plan, PlanSpec, sample_at
 from mgray.report.records import RunRecords, read_run

@@ -19,7 +19,7 @@ from mgray.config import FeedSection
 from mgray.data import feed as feed_module
 from mgray.data.feed import GridDataConfig, GridShard, Pace
 from mgray.data.local_feed import LocalFeed
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
 from mgray.errors import VideoError
 from mgray.plan import ClipShape, Plan, PlanSpec

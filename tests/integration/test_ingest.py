@@ -11,7 +11,8 @@ from mgray.data import ingest as module
 from mgray.data.annotations import read_annotations
 from mgray.data.decode import transcode
 from mgray.data.ingest import IngestProgress, ingest
-from mgray.data.shard import MANIFEST, ShardSet
+from mgray.data.shards.manifest import MANIFEST
+from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import DataError
 from tests.support.videos import write_tree
 

@@ -10,7 +10,7 @@ import pytest
 
 from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
 from mgray.data.decode import encode_frames
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.evaluation.run import Viewing, evaluate_run
 from mgray.plan import PlanSpec
 from mgray.report.records import read_run

@@ -11,7 +11,7 @@ import torch
 
 from mgray.audit import audit
 from mgray.data.annotations import Action
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.train.checkpoint import newest_checkpoint, read_model
 from mgray.train.loop import Loop
 from mgray.train.session import LocalSession

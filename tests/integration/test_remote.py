@@ -18,7 +18,7 @@ from moto import settings
 from mgray.data.annotations import read_annotations
 from mgray.data.estimate import estimate
 from mgray.data.ingest import SOURCE, ingest
-from mgray.data.shard import _READ_AHEAD, ShardSet
+from mgray.data.shards.shard_set import _READ_AHEAD, ShardSet
 from mgray.data.source import TrainSource
 from mgray.data.storage import Folder
 from mgray.errors import DataError

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from mgray import cli
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.synthetic import write_motion_videos
 from tests.support.shards import write_shards
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mgray.config import DataSection, ModelSection, Run, TrainSection
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.model import build_model
 from mgray.plan import PlanSpec
 from mgray.plan.state import ScheduleState

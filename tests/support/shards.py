@@ -8,15 +8,10 @@ from pathlib import Path
 
 from mgray.data.annotations import Action
 from mgray.data.decode import CODEC, encode_frames, ingest_video
-from mgray.data.manifest import MANIFEST, MULTI_LABEL_VERSION, VERSION, Level, Manifest, level_name
-from mgray.data.shard import (
-    IndexRow,
-    ShardSet,
-    content_digest,
-    shard_name,
-    write_index,
-    write_shard,
-)
+from mgray.data.shards.index import IndexRow, content_digest, write_index
+from mgray.data.shards.manifest import MANIFEST, MULTI_LABEL_VERSION, VERSION, Level, Manifest, level_name
+from mgray.data.shards.shard_set import ShardSet
+from mgray.data.shards.writer import shard_name, write_shard
 from mgray.data.storage import Folder
 from tests.support.videos import moving
 

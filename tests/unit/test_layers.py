@@ -34,8 +34,8 @@ RAY = {
 }  # fmt: skip
 AV = {"mgray/data/decode.py", "mgray/bench/readers.py"}
 NO_TORCH = {
-    *(f"mgray/data/{name}.py" for name in ("annotations", "clip", "decode", "ingest", "probe", "shard", "source")),
-    *(f"mgray/cli/{path.name}" for path in (ROOT / "mgray" / "cli").glob("*.py")), "mgray/check.py", "mgray/ledger.py", "mgray/audit.py", "mgray/model/flops.py", "mgray/config.py", "mgray/display.py", "mgray/errors.py", "mgray/pyslowfast.py",
+    *(f"mgray/data/{name}.py" for name in ("annotations", "clip", "decode", "ingest", "source")),
+    *(f"mgray/{part}/{path.name}" for part in ("cli", "data/shards") for path in (ROOT / "mgray" / part).glob("*.py")), "mgray/check.py", "mgray/ledger.py", "mgray/audit.py", "mgray/model/flops.py", "mgray/config.py", "mgray/display.py", "mgray/errors.py", "mgray/pyslowfast.py",
 }  # fmt: skip
 PLAN_MAY_IMPORT = sys.stdlib_module_names | {"mgray"}
 
@@ -113,7 +113,7 @@ def test_plan_is_standard_library_only(path: Path) -> None:
         ("mgray.cli", {"torch", "ray", "av", "matplotlib", "pyarrow"}),
         ("mgray.check", {"torch", "ray"}),
         ("mgray.data.clip", {"torch", "ray"}),
-        ("mgray.data.shard", {"torch", "ray"}),
+        ("mgray.data.shards.shard_set", {"torch", "ray"}),
         ("mgray.data.decode", {"torch", "ray"}),
         ("mgray.data.annotations", {"torch", "ray"}),
         ("mgray.data.source", {"torch", "ray"}),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mgray.data.clip import ClipSpec, VideoInfo, Views, view_clips
 from mgray.data.decode import decode_clip, decode_frames, encode_frames, level_size, transcode
-from mgray.data.shard import StoredVideo
+from mgray.data.shards.packets import StoredVideo
 from mgray.errors import VideoError
 from mgray.plan import ClipShape
 from tests.support.videos import (

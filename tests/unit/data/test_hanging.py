@@ -18,8 +18,8 @@ from mgray.data import decode, storage
 from mgray.data.annotations import read_annotations
 from mgray.data.decode import encode_frames, ingest_video
 from mgray.data.files import sizes_of
-from mgray.data.manifest import MANIFEST, SOURCE
-from mgray.data.shard import ShardSet
+from mgray.data.shards.manifest import MANIFEST, SOURCE
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.storage import Folder, Readers, fetched
 from mgray.errors import DataError
 from tests.support.shards import write_shards

@@ -19,7 +19,7 @@ from PIL import Image
 from mgray.data import decode, ingest
 from mgray.data.clip import ClipSpec
 from mgray.data.decode import decode_clip, decode_frames, encode_frames, index_packets, transcode
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import MgrayError, VideoError
 from mgray.plan import ClipShape
 from tests.support.shards import write_shards

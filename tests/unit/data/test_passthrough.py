@@ -7,7 +7,7 @@ import pytest
 from av.video.frame import VideoFrame
 
 from mgray.data.decode import decode_clip, decode_frames, encode_frames, index_packets, transcode
-from mgray.data.shard import StoredVideo
+from mgray.data.shards.packets import StoredVideo
 from mgray.data.storage import MappedFile
 from tests.support.videos import empty_clip, moving, psnr, rotated, sequential, whole_clip
 

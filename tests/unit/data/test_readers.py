@@ -6,11 +6,10 @@ import errno
 import threading
 import time
 
-import numpy as np
 import pytest
 
-from mgray.data import shard as shard_module
-from mgray.data.shard import ShardSet
+from mgray.data.shards import shard_set
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.storage import LocalFile, Readers
 from mgray.errors import DataError, VideoError
 from tests.support.shards import write_shards
@@ -89,7 +88,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 def failing(monkeypatch: pytest.MonkeyPatch, *outcomes: Exception | None) -> list[int]:
     """Let the next reads of local files hang (None) or fail; the list grows with each."""
-    monkeypatch.setattr(shard_module, "_readers", lambda: READERS)
+    monkeypatch.setattr(shard_set, "_readers", lambda: READERS)
     queue, calls, whole = list(outcomes), [], LocalFile.read_into
 
     def read_into(file: LocalFile, target, offset, wanted) -> None:  # type: ignore[no-untyped-def]
@@ -128,7 +127,7 @@ def test_a_storage_that_does_not_answer_is_no_fault_of_the_video(
 
 
 def test_a_bad_block_is_one(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_module, "_readers", lambda: READERS)
+    monkeypatch.setattr(shard_set, "_readers", lambda: READERS)
     first, whole = shards._place("train", 0, 0)[1], LocalFile.read_into
 
     def read_into(file: LocalFile, target, offset, wanted) -> None:  # type: ignore[no-untyped-def]
@@ -140,14 +139,3 @@ def test_a_bad_block_is_one(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -
     one, other = shards.videos("train", [(0, 0, [0]), (1, 0, [0])])
     assert isinstance(one, VideoError) and "Input/output error, at 0.mp4" in str(one)
     assert not isinstance(other, VideoError)
-
-
-def test_a_local_file_is_read_in_ranges(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    content = np.random.default_rng(0).integers(1, 255, 100_000, dtype=np.uint8)
-    (tmp_path / "file").write_bytes(content.tobytes())
-    target = np.zeros(90_000, np.uint8)
-    LocalFile(str(tmp_path / "file")).read_into(target, 10_000, [(0, 10), (100, 200), (50_000, 90_000)])
-    assert np.array_equal(target[:200], content[10_000:10_200]) and np.array_equal(target[50_000:], content[60_000:])
-    assert not target[200:50_000].any()
-    with pytest.raises(EOFError, match="10 bytes too soon"):
-        LocalFile(str(tmp_path / "file")).read_into(target, 10_010, [(0, 90_000)])

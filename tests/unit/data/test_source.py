@@ -10,8 +10,8 @@ import pytest
 from mgray.data.annotations import Action
 from mgray.data.clip import Views, train_clip
 from mgray.data.decode import decode_clip, decode_clips
-from mgray.data.manifest import SOURCE
-from mgray.data.shard import ShardSet
+from mgray.data.shards.manifest import SOURCE
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
 from mgray.errors import VideoError
 from mgray.plan import ClipShape, Plan, PlanSpec, sample_at, substitute_at

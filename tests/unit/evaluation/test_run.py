@@ -10,7 +10,7 @@ import pytest
 
 from mgray import cli
 from mgray.data.clip import Views
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import CheckpointError, ConfigError, DataError
 from mgray.evaluation.run import Viewing, evaluate_run
 from tests.support.checkpoints import write_run

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import CheckpointError
 from mgray.plan import Plan
 from mgray.train.average import WeightAverage

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mgray.config import DataSection, Run, TrainSection
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.model.norm import convert_batchnorm, defer_running_stats
 from mgray.plan import Plan, PlanSpec
 from mgray.train.evaluate import evaluate, precise_bn, validation_source

@@ -12,7 +12,7 @@ import torch
 
 from mgray.check import check_run
 from mgray.config import DataSection, ModelSection, Run
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import CheckpointError, MgrayError
 from mgray.model import MODELS, build_model
 from mgray.model.convert import Weights, read_weights, write_weights

@@ -17,7 +17,7 @@ import torch
 
 from mgray.audit import Audit, audit
 from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, TrainSource
 from mgray.errors import CheckpointError, DataError, TrainingError
 from mgray.plan import Plan, PlanSpec, adaptive, sample_at

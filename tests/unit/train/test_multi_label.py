@@ -18,7 +18,7 @@ from mgray.check import check_input
 from mgray.config import DataSection, Run, ScaleSection
 from mgray.data.annotations import Action
 from mgray.data.feed import _blocks_of, _row_of
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block
 from mgray.errors import ConfigError, DataError
 from mgray.evaluation.predict import Predictor

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mgray.data.clip import Views
-from mgray.data.shard import ShardSet
+from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Fault, ValSource
 from mgray.errors import ConfigError
 from mgray.model.norm import convert_batchnorm

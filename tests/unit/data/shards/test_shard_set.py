@@ -1,91 +1,22 @@
+"""The set of shards of a dataset."""
+
 import json
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from mgray.data.clip import VideoInfo
-from mgray.data.decode import CODEC, encode_frames, transcode
-from mgray.data.manifest import MANIFEST, VERSION, Broken, Level, Manifest
-from mgray.data.shard import (
-    INDEX,
-    Extent,
-    IndexRow,
-    ShardSet,
-    SourceProbe,
-    StoredVideo,
-    content_digest,
-    shard_name,
-    write_index,
-    write_shard,
-)
+from mgray.data.shards.index import INDEX
+from mgray.data.shards.manifest import MANIFEST, VERSION
+from mgray.data.shards.shard_set import ShardSet
+from mgray.data.shards.writer import shard_name
 from mgray.data.storage import Folder
 from mgray.errors import DataError
-from tests.support.videos import moving
-
-SIDE = 256
-PROBE = SourceProbe(codec="h264", pixel_format="yuv420p", rotation=0, full_range=False, num_bytes=1)
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> list[StoredVideo]:
-    folder = tmp_path_factory.mktemp("source")
-    stored = []
-    for number in range(6):
-        path = str(folder / f"{number}.mp4")
-        encode_frames(path, moving(6 + number, 32 + 2 * number, 32, seed=number))
-        video = transcode(path, (SIDE,)).levels[0]
-        assert video is not None
-        stored.append(video)
-    return stored
-
-
-def write_set(root: Path, videos: list[StoredVideo], shards: int = 2) -> Manifest:
-    """Four training videos, then two for validation, in so many shards."""
-    folder = Folder.of(str(root))
-    files, rows = [], []
-    size = len(videos) // shards
-    for shard in range(shards):
-        part = videos[shard * size : shard * size + size]
-        file, extents = write_shard(folder, shard_name(str(SIDE), shard), part)
-        files.append(file)
-        for video, extent in zip(part, extents, strict=True):
-            number = len(rows)
-            rows.append(
-                IndexRow(
-                    split="train" if number < 4 else "val", path=f"a/{number}.mp4", label=number % 2, group=f"g{number}",
-                    num_frames=video.source.num_frames, width=video.source.width, height=video.source.height,
-                    fps=video.source.fps, probe=PROBE, shard=shard, extents=(extent,),
-                )
-            )  # fmt: skip
-    classes = ("jump", "run")
-    manifest = Manifest(
-        version=VERSION, source="videos", source_digest="d", classes=classes, counts={"train": 4, "val": 2},
-        levels=(Level(short_side=SIDE, shards=tuple(files)),), codec=CODEC, index=write_index(folder, rows, [str(SIDE)]),
-        content_digest=content_digest(classes, rows, [str(SIDE)], CODEC), broken=(Broken(path="b.mp4", reason="is empty"),),
-    )  # fmt: skip
-    folder.write(MANIFEST, manifest.to_json().encode())
-    return manifest
-
-
-@pytest.fixture
-def root(tmp_path, videos) -> Path:
-    write_set(tmp_path / "set", videos)
-    return tmp_path / "set"
-
-
-def same(one: StoredVideo, other: StoredVideo) -> bool:
-    arrays = all(
-        np.array_equal(getattr(one, name), getattr(other, name))
-        for name in ("pts", "key", "reference", "offsets", "sizes")
-    )
-    scalars = all(getattr(one, name) == getattr(other, name) for name in ("source", "width", "height", "extradata"))
-    return arrays and scalars and bytes(one.data) == bytes(other.data)
+from tests.unit.data.shards.support import SIDE, same, write_set
 
 
 def test_every_video_comes_back(root, videos):
@@ -106,12 +37,6 @@ def test_every_video_comes_back(root, videos):
     with pytest.raises(IndexError):
         shards.video("train", -1)
     shards.verify()
-
-
-def test_shards_are_files_that_arrow_reads(root, videos):
-    with pa.ipc.open_file(str(root / shard_name(str(SIDE), 1))) as reader:
-        assert reader.num_record_batches == 3
-        assert same(StoredVideo.from_batch(reader.get_batch(2)), videos[5])
 
 
 def test_a_remote_file_system_gives_the_same(root, videos):
@@ -153,13 +78,6 @@ def test_the_digest_is_of_the_content(tmp_path, videos, root):
     assert ShardSet.open(str(tmp_path / "other")).digest() == first
     write_set(tmp_path / "changed", [*videos[:3], videos[4], videos[3], videos[5]])
     assert ShardSet.open(str(tmp_path / "changed")).digest() != first
-
-
-def test_the_manifest_round_trips(root):
-    text = (root / MANIFEST).read_text()
-    manifest = Manifest.from_json(text, str(root))
-    assert manifest.to_json() == text
-    assert manifest.levels[0].shards[1].num_bytes == (root / shard_name(str(SIDE), 1)).stat().st_size
 
 
 def check_refused(root: Path, words: str, verify: bool = False) -> None:
@@ -210,27 +128,6 @@ def test_a_shard_of_noise_is_refused_when_read(root):
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(DataError, match=r"256/00000.arrow is damaged"):
         ShardSet.open(str(root)).video("train", 0)
-
-
-def test_writing_leaves_only_whole_files(tmp_path):
-    folder = Folder.of(str(tmp_path))
-    folder.write("a/b.bin", b"one")
-    assert folder.write("a/b.bin", b"two").num_bytes == 3
-    assert (tmp_path / "a" / "b.bin").read_bytes() == b"two"
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.bin"]
-    with pytest.raises(FileNotFoundError):
-        folder.read("a/c.bin")
-    assert folder.names() == ["a"] and Folder.of(str(tmp_path / "none")).names() == []
-
-
-def test_an_index_of_many_videos_is_small_and_fast(tmp_path):
-    row = IndexRow(
-        split="train", path="", label=3, group="", num_frames=300, width=340, height=256, fps=30.0, probe=PROBE,
-        shard=7, extents=(Extent(offset=9, head=2, length=5),) * 3,
-    )  # fmt: skip
-    rows = [replace(row, path=f"class/{i:07d}.mp4", group=f"class/{i:07d}.mp4") for i in range(20_000)]
-    file = write_index(Folder.of(str(tmp_path)), rows, ["256", "180", "128"])
-    assert file.num_bytes < 200 * len(rows)
 
 
 def test_an_info_is_what_sampling_needs(root):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mgray.data.storage import FileSum
+from mgray.data.storage import FileSum, Folder, unreadable
 from mgray.errors import DataError
 
 FORMAT = "mgray-shards"
@@ -106,3 +106,28 @@ class Manifest:
             )
         except (KeyError, TypeError) as error:
             raise DataError("data.path", path, f"its {MANIFEST} lacks or misnames a field ({error})", remedy) from None
+
+
+def read_manifest_text(folder: Folder, path: str) -> str:
+    """The content of the manifest in a folder; `path` is for messages.
+
+    Raises:
+        DataError: there is no such folder, no manifest in it, or no answer.
+    """
+    try:
+        return str(folder.read(MANIFEST).to_pybytes().decode())
+    except FileNotFoundError:
+        problem, remedy = f"holds no {MANIFEST}", "make shards of your videos with mgray ingest"
+    except UnicodeDecodeError as error:
+        problem, remedy = f"its {MANIFEST} is no text ({error})", "ingest the videos again with this version of mgray"
+    except OSError as error:
+        raise unreadable(path, error) from None
+    try:
+        if not folder.exists():
+            problem, remedy = "is no folder", "check the path"
+            bucket = folder.path.partition("/")[0]
+            if not folder.is_local and not Folder(folder.fs, bucket).exists():
+                problem = f"its bucket {bucket} does not exist"
+    except OSError as error:
+        raise unreadable(path, error) from None
+    raise DataError("data.path", path, problem, remedy)
