@@ -23,7 +23,7 @@ from mgray.check import SHARDS_FOLDER, check_run, is_shards, run_folder, starts_
 from mgray.config import Run
 from mgray.control import announce, in_progress
 from mgray.data.annotations import read_annotations
-from mgray.data.decode import DECODE_LIMIT_S
+from mgray.data.decode.limits import DECODE_LIMIT_S
 from mgray.data.feed import quiet_ray_data
 from mgray.data.ingest import LEVELS, IngestProgress, ingest
 from mgray.data.levels import levels_of

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from mgray.data.annotations import read_annotations
 from mgray.data.clip import VideoInfo
-from mgray.data.decode import CODEC, Ingested, encode_frames, index_packets, transcode
+from mgray.data.decode.encode import CODEC, encode_frames
+from mgray.data.decode.passthrough import index_packets
+from mgray.data.decode.transcode import Ingested, transcode
 from mgray.data.shards.index import IndexRow, content_digest, write_index
 from mgray.data.shards.manifest import MANIFEST, SOURCE, VERSION, Broken, Level, Manifest, level_name
 from mgray.data.shards.packets import StoredVideo

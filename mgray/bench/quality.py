@@ -25,7 +25,7 @@ from mgray.bench.clips import BenchVideos, pick_videos, store_videos, write_came
 from mgray.bench.feed import Cell, cells_of, psnr, squared_error
 from mgray.config import Run
 from mgray.data.clip import ClipSpec
-from mgray.data.decode import decode_clip, decode_frames
+from mgray.data.decode.clips import decode_clip, decode_frames
 from mgray.data.shards.shard_set import ShardSet
 from mgray.plan import Plan
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mgray.bench.clips import BenchVideos
 from mgray.data.clip import ClipSpec, VideoInfo
-from mgray.data.decode import decode_clip
+from mgray.data.decode.clips import decode_clip
 from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import VideoError
 from mgray.plan import ClipShape

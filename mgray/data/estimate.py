@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgray.data.annotations import read_annotations
-from mgray.data.decode import ingest_video
+from mgray.data.decode.ingest_video import ingest_video
 from mgray.data.files import sizes_of
 from mgray.data.shards.manifest import Broken, level_name
 from mgray.data.storage import unreadable

@@ -29,7 +29,10 @@ import pyarrow.fs as pafs
 import ray.data
 
 from mgray.data.annotations import Action, Annotations, read_annotations
-from mgray.data.decode import CODEC, DECODE_LIMIT_S, Ingested, ingest_video
+from mgray.data.decode.encode import CODEC
+from mgray.data.decode.ingest_video import ingest_video
+from mgray.data.decode.limits import DECODE_LIMIT_S
+from mgray.data.decode.transcode import Ingested
 from mgray.data.files import sizes_of
 from mgray.data.shards.index import SPLITS, Extent, IndexRow, SourceProbe, content_digest, write_index
 from mgray.data.shards.manifest import (

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from mgray.data.clip import ASSUMED_FPS, ClipSpec, Jitter, Sampling, Views, train_clip, view_clips
-from mgray.data.decode import decode_clips
+from mgray.data.decode.clips import decode_clips
 from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import VideoError
 from mgray.plan import ClipShape, Plan, Share, Step, sample_at, share_of, substitute_at

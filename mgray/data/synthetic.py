@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mgray.data.decode import encode_frames
+from mgray.data.decode.encode import encode_frames
 
 Path = Callable[[npt.NDArray[np.floating[Any]]], tuple[npt.NDArray[np.floating[Any]], ...]]
 """Progress [T] -> place across [T], place down [T], angle in radians [T]; a progress of 1 is one window's short side."""

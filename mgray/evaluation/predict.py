@@ -15,7 +15,8 @@ import torch
 
 from mgray.config import Run
 from mgray.data.clip import ASSUMED_FPS, Views, clip_span, sliding_clips, view_clips
-from mgray.data.decode import decode_clips, index_packets
+from mgray.data.decode.clips import decode_clips
+from mgray.data.decode.passthrough import index_packets
 from mgray.data.shards.packets import StoredVideo
 from mgray.data.source import Block
 from mgray.data.storage import MappedFile

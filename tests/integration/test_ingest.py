@@ -9,7 +9,7 @@ import pytest
 
 from mgray.data import ingest as module
 from mgray.data.annotations import read_annotations
-from mgray.data.decode import transcode
+from mgray.data.decode.transcode import transcode
 from mgray.data.ingest import IngestProgress, ingest
 from mgray.data.shards.manifest import MANIFEST
 from mgray.data.shards.shard_set import ShardSet

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mgray.config import DataSection, ModelSection, Run, ScaleSection, TrainSection
-from mgray.data.decode import encode_frames
+from mgray.data.decode.encode import encode_frames
 from mgray.data.shards.shard_set import ShardSet
 from mgray.evaluation.run import Viewing, evaluate_run
 from mgray.plan import PlanSpec

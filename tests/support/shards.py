@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgray.data.annotations import Action
-from mgray.data.decode import CODEC, encode_frames, ingest_video
+from mgray.data.decode.encode import CODEC, encode_frames
+from mgray.data.decode.ingest_video import ingest_video
 from mgray.data.shards.index import IndexRow, content_digest, write_index
 from mgray.data.shards.manifest import MANIFEST, MULTI_LABEL_VERSION, VERSION, Level, Manifest, level_name
 from mgray.data.shards.shard_set import ShardSet

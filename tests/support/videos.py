@@ -11,7 +11,7 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from mgray.data.clip import ClipSpec, VideoInfo
-from mgray.data.decode import encode_frames
+from mgray.data.decode.encode import encode_frames
 from mgray.data.synthetic import motion_frames
 from mgray.plan import ClipShape
 

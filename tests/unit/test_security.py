@@ -15,7 +15,7 @@ import torch
 
 from mgray.config import Run
 from mgray.data.annotations import read_annotations
-from mgray.data.decode import encode_frames
+from mgray.data.decode.encode import encode_frames
 from mgray.data.ingest import _encode_part, _parts
 from mgray.data.storage import Folder
 from mgray.errors import CheckpointError, ConfigError

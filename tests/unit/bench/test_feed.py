@@ -20,7 +20,7 @@ from mgray.bench.feed_view import plot_feed, print_feed
 from mgray.bench.pipeline import PipelineCost
 from mgray.bench.readers import make_readers
 from mgray.data.clip import VideoInfo, train_clip
-from mgray.data.decode import encode_frames
+from mgray.data.decode.encode import encode_frames
 from mgray.errors import ConfigError, DataError
 from mgray.plan import Plan
 from tests.support.videos import moving, psnr, write_tree

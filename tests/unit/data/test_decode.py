@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from mgray.data.clip import ClipSpec, VideoInfo, Views, view_clips
-from mgray.data.decode import decode_clip, decode_frames, encode_frames, level_size, transcode
+from mgray.data.decode.clips import decode_clip, decode_frames
+from mgray.data.decode.encode import encode_frames
+from mgray.data.decode.transcode import level_size, transcode
 from mgray.data.shards.packets import StoredVideo
 from mgray.errors import VideoError
 from mgray.plan import ClipShape

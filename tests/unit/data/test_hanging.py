@@ -14,9 +14,12 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from mgray import cli
-from mgray.data import decode, storage
+from mgray.data import storage
 from mgray.data.annotations import read_annotations
-from mgray.data.decode import encode_frames, ingest_video
+from mgray.data.decode import ingest_video as ingest_module
+from mgray.data.decode import source_file
+from mgray.data.decode.encode import encode_frames
+from mgray.data.decode.ingest_video import ingest_video
 from mgray.data.files import sizes_of
 from mgray.data.shards.manifest import MANIFEST, SOURCE
 from mgray.data.shards.shard_set import ShardSet
@@ -159,12 +162,12 @@ def test_a_file_system_that_hangs_under_a_list_is_one_line(
 
 
 def test_a_source_whose_file_system_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "READ_LIMIT_S", 0.6)
+    monkeypatch.setattr(ingest_module, "READ_LIMIT_S", 0.6)
     encode_frames(str(tmp_path / "clip.mp4"), moving(6, 32, 32))
     released, whole = threading.Event(), os.stat
     for levels in (SOURCE, (16,)):
         with monkeypatch.context() as patch:
-            patch.setattr(decode.os, "stat", lambda path, **more: (released.wait(20), whole(path, **more))[1])
+            patch.setattr(source_file.os, "stat", lambda path, **more: (released.wait(20), whole(path, **more))[1])
             with pytest.raises(TimeoutError, match=r"no answer within 0.7 s$"):
                 ingest_video("", str(tmp_path / "clip.mp4"), levels, limit_s=0.1)
     released.set()

@@ -16,9 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mgray.data import decode, ingest
+from mgray.data import ingest
 from mgray.data.clip import ClipSpec
-from mgray.data.decode import decode_clip, decode_frames, encode_frames, index_packets, transcode
+from mgray.data.decode import source_file
+from mgray.data.decode.clips import decode_clip, decode_frames
+from mgray.data.decode.encode import encode_frames
+from mgray.data.decode.limits import MAX_SIDE
+from mgray.data.decode.passthrough import index_packets
+from mgray.data.decode.transcode import transcode
 from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import MgrayError, VideoError
 from mgray.plan import ClipShape
@@ -54,7 +59,7 @@ def no_frames(path: Path) -> None:
 
 
 def wide(path: Path) -> None:
-    encode_frames(str(path.with_suffix(".mkv")), moving(2, decode.MAX_SIDE + 16, 16), codec="ffv1")
+    encode_frames(str(path.with_suffix(".mkv")), moving(2, MAX_SIDE + 16, 16), codec="ffv1")
     path.with_suffix(".mkv").rename(path)
 
 
@@ -139,7 +144,9 @@ def test_the_ending_of_a_name_does_not_matter(tmp_path, reader):
 @pytest.mark.parametrize("reader", READERS)
 def test_decoding_that_never_ends_is_given_up(tmp_path, monkeypatch, reader):
     small(tmp_path / "clip.mkv")
-    monkeypatch.setattr(decode, "time", SimpleNamespace(monotonic=itertools.count().__next__))  # a second at each look
+    monkeypatch.setattr(
+        source_file, "time", SimpleNamespace(monotonic=itertools.count().__next__)
+    )  # a second at each look
     read = {
         "transcode": lambda path: transcode(path, (16,), limit_s=5),
         "index_packets": lambda path: index_packets(path, limit_s=5),

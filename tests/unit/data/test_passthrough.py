@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
-from mgray.data.decode import decode_clip, decode_frames, encode_frames, index_packets, transcode
+from mgray.data.decode.clips import decode_clip, decode_frames
+from mgray.data.decode.encode import encode_frames
+from mgray.data.decode.passthrough import index_packets
+from mgray.data.decode.transcode import transcode
 from mgray.data.shards.packets import StoredVideo
 from mgray.data.storage import MappedFile
 from tests.support.videos import empty_clip, moving, psnr, rotated, sequential, whole_clip

@@ -9,7 +9,7 @@ import pytest
 
 from mgray.data.annotations import Action
 from mgray.data.clip import Views, train_clip
-from mgray.data.decode import decode_clip, decode_clips
+from mgray.data.decode.clips import decode_clip, decode_clips
 from mgray.data.shards.manifest import SOURCE
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource

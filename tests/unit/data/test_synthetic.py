@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mgray.data.annotations import read_annotations
-from mgray.data.decode import index_packets
+from mgray.data.decode.passthrough import index_packets
 from mgray.data.synthetic import MOTIONS, motion_frames, write_motion_videos
 from tests.support.videos import psnr
 

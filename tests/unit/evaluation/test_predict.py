@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mgray import cli
-from mgray.data.decode import encode_frames
+from mgray.data.decode.encode import encode_frames
 from mgray.errors import ConfigError, VideoError
 from mgray.evaluation.predict import Predictor
 from mgray.train.session import LocalSession

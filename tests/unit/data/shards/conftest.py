@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mgray.data.decode import encode_frames, transcode
+from mgray.data.decode.encode import encode_frames
+from mgray.data.decode.transcode import transcode
 from mgray.data.shards.packets import StoredVideo
 from tests.support.videos import moving
 from tests.unit.data.shards.support import SIDE, write_set

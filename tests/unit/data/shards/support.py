@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mgray.data.decode import CODEC
+from mgray.data.decode.encode import CODEC
 from mgray.data.shards.index import IndexRow, SourceProbe, content_digest, write_index
 from mgray.data.shards.manifest import MANIFEST, VERSION, Broken, Level, Manifest
 from mgray.data.shards.packets import StoredVideo
