@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import itertools
 import json
 import logging
@@ -28,35 +27,21 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.data
 
-from mgray.data.annotations import Action, Annotations, read_annotations
+from mgray.data.annotations import Annotations, read_annotations
 from mgray.data.decode.encode import CODEC
-from mgray.data.decode.ingest_video import ingest_video
 from mgray.data.decode.limits import DECODE_LIMIT_S
-from mgray.data.decode.transcode import Ingested
 from mgray.data.files import sizes_of
-from mgray.data.shards.index import SPLITS, Extent, IndexRow, SourceProbe, content_digest, write_index
-from mgray.data.shards.manifest import (
-    MANIFEST,
-    MULTI_LABEL_VERSION,
-    SOURCE,
-    VERSION,
-    Broken,
-    Level,
-    Manifest,
-    level_name,
-)
+from mgray.data.ingest_part import WORK, Outcome, Part, Report, SourceVideo, encode_part, json_digest, plain_actions
+from mgray.data.shards.index import SPLITS, content_digest, write_index
+from mgray.data.shards.manifest import MANIFEST, MULTI_LABEL_VERSION, SOURCE, VERSION, Broken, Level, Manifest
 from mgray.data.shards.shard_set import ShardSet
-from mgray.data.shards.writer import shard_name, write_shard
-from mgray.data.storage import FileSum, Folder, answered, bare, one_line, unreadable
-from mgray.errors import DataError, VideoError
+from mgray.data.storage import Folder, answered, bare, one_line, unreadable
+from mgray.errors import DataError
 
-_WORK = ".ingest"
-_JOB = f"{_WORK}/job.json"
+_JOB = f"{WORK}/job.json"
 _MIN_SHARDS = 32
 """Small datasets are cut into about this many shards, so that all workers have some."""
 _MIN_VIDEOS = 8
-_REPORT_BYTES = 4 << 20
-"""A task reports after each so many bytes of source files."""
 LEVELS = (256, 226, 160)
 """Short sides that cover the Kinetics schedule's crops of 224, 158 and 112 pixels where these are cut from the same part of a picture."""
 _STALE = datetime.timedelta(hours=1)
@@ -70,90 +55,6 @@ class IngestProgress:
     done: int
     total: int
     broken: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _SourceVideo:
-    location: str
-    path: str
-    label: int
-    split: str
-    group: str
-    num_bytes: int
-    actions: tuple[Action, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Part:
-    """The videos of one shard."""
-
-    index: int
-    levels: tuple[int, ...]
-    limit_s: float
-    source: str
-    """Where the videos were found."""
-    videos: tuple[_SourceVideo, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{_WORK}/{self.index:05d}.json"
-
-    def key(self) -> str:
-        """Identifies the files and settings that the shard is made from."""
-        files = [[v.path, v.num_bytes, v.label, v.split, v.group, *_plain(v.actions)] for v in self.videos]
-        return _sha256([VERSION, self.levels, CODEC, files])
-
-    def read(self, video: _SourceVideo) -> Ingested:
-        return ingest_video(self.source, video.location, self.levels, limit_s=self.limit_s)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Outcome:
-    """What came of a part."""
-
-    part: int
-    key: str
-    shards: tuple[FileSum, ...]
-    """One for each level."""
-    rows: tuple[IndexRow, ...]
-    broken: tuple[Broken, ...]
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> _Outcome:
-        tree = json.loads(text)
-        return cls(
-            part=tree["part"],
-            key=tree["key"],
-            shards=tuple(FileSum(**shard) for shard in tree["shards"]),
-            rows=tuple(_row(row) for row in tree["rows"]),
-            broken=tuple(Broken(**item) for item in tree["broken"]),
-        )
-
-
-def _row(tree: dict[str, Any]) -> IndexRow:
-    extents, probe = (Extent(**extent) for extent in tree.pop("extents")), SourceProbe(**tree.pop("probe"))
-    actions = tuple(Action(**action) for action in tree.pop("actions"))
-    return IndexRow(**tree, extents=tuple(extents), probe=probe, actions=actions)
-
-
-def _plain(actions: Sequence[Action]) -> list[list[float]]:
-    return [[action.label, action.start_s, action.end_s] for action in actions]
-
-
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """Progress within a part, or its end."""
-
-    part: int
-    done: int
-    outcome: str = ""
-    unread: str = ""
-    """Why a video cannot be fetched."""
-    error: str = ""
-    """Why the shard cannot be written."""
 
 
 def ingest(
@@ -204,9 +105,9 @@ def ingest(
     _check_apart(source, out, folder)
     if videos:
         _check_apart(videos, out, folder)
-    list_digest = _sha256([VERSION, levels, videos_per_shard, CODEC, _listing(annotations)])
+    list_digest = json_digest([VERSION, levels, videos_per_shard, CODEC, _listing(annotations)])
     parts = _parts(videos or source, annotations, levels, limit_s, videos_per_shard)
-    source_digest = _sha256([list_digest, [part.key() for part in parts]])
+    source_digest = json_digest([list_digest, [part.key() for part in parts]])
     try:
         if folder.exists(MANIFEST):
             manifest = ShardSet.open(out).manifest
@@ -237,7 +138,7 @@ def ingest(
                 )
             done[report.part] = report.done
             if report.outcome:
-                outcomes[report.part] = _Outcome.from_json(report.outcome)
+                outcomes[report.part] = Outcome.from_json(report.outcome)
             notify()
     manifest = _finish(
         folder, bare(source), source_digest, annotations, levels,
@@ -299,7 +200,7 @@ def _claim(folder: Folder, out: str, list_digest: str) -> None:
     if folder.exists(_JOB):
         _check_same(out, folder.read(_JOB).to_pybytes() == job)
         return
-    if set(folder.names()) - {_WORK}:
+    if set(folder.names()) - {WORK}:
         raise DataError("out", out, "is not empty and holds no shards", "give a new folder")
     folder.write(_JOB, job)
 
@@ -310,14 +211,14 @@ def _unwritable(out: str, error: OSError) -> DataError:
 
 def _listing(annotations: Annotations) -> list[list[Any]]:
     if annotations.multi_label:
-        samples: list[list[Any]] = [[s.path, _plain(s.actions), s.split, s.group] for s in annotations.samples]
+        samples: list[list[Any]] = [[s.path, plain_actions(s.actions), s.split, s.group] for s in annotations.samples]
         return [list(annotations.classes), *samples]
     return [[s.path, annotations.classes[s.label], s.split, s.group] for s in annotations.samples]
 
 
 def _parts(
     source: str, annotations: Annotations, levels: tuple[int, ...], limit_s: float, videos_per_shard: int
-) -> list[_Part]:
+) -> list[Part]:
     remote = annotations.remote_bytes
     root = annotations.root if remote else os.path.abspath(annotations.root)
     locations = [os.path.join(root, sample.path) for sample in annotations.samples]
@@ -328,27 +229,27 @@ def _parts(
     videos = []
     for sample, location, num_bytes in zip(annotations.samples, locations, sizes, strict=True):
         videos.append(
-            _SourceVideo(
+            SourceVideo(
                 location=location, path=sample.path, label=sample.label, split=sample.split, group=sample.group,
                 num_bytes=num_bytes, actions=sample.actions,
             )
         )  # fmt: skip
     size = min(videos_per_shard, max(_MIN_VIDEOS, -(-len(videos) // _MIN_SHARDS)))
     return [
-        _Part(index=index, levels=levels, limit_s=limit_s, source=source, videos=tuple(videos[start : start + size]))
+        Part(index=index, levels=levels, limit_s=limit_s, source=source, videos=tuple(videos[start : start + size]))
         for index, start in enumerate(range(0, len(videos), size))
     ]
 
 
-def _stored_outcomes(folder: Folder, parts: Sequence[_Part]) -> dict[int, _Outcome]:
+def _stored_outcomes(folder: Folder, parts: Sequence[Part]) -> dict[int, Outcome]:
     """The parts that an earlier call finished, and whose source files have not changed since."""
-    stored = set(Folder(folder.fs, folder.join(_WORK)).names())
+    stored = set(Folder(folder.fs, folder.join(WORK)).names())
     outcomes = {}
     for part in parts:
         if os.path.basename(part.name) not in stored:
             continue
         try:
-            outcome = _Outcome.from_json(folder.read(part.name).to_pybytes().decode())
+            outcome = Outcome.from_json(folder.read(part.name).to_pybytes().decode())
         except (ValueError, KeyError, TypeError):  # half-written, or of another version
             continue
         files = folder.infos([shard.name for shard in outcome.shards])
@@ -361,7 +262,7 @@ def _stored_outcomes(folder: Folder, parts: Sequence[_Part]) -> dict[int, _Outco
     return outcomes
 
 
-def _run(folder: Folder, parts: Sequence[_Part], num_workers: int) -> Generator[_Report, None, None]:
+def _run(folder: Folder, parts: Sequence[Part], num_workers: int) -> Generator[Report, None, None]:
     """Encode the parts on the cluster; their reports as they come."""
     if not parts:
         return
@@ -375,7 +276,7 @@ def _run(folder: Folder, parts: Sequence[_Part], num_workers: int) -> Generator[
 
     def encode(batch: dict[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[Any]]]:
         for item in batch["part"]:
-            for report in _encode_part(folder, pickle.loads(item)):
+            for report in encode_part(folder, pickle.loads(item)):
                 yield {name: [value] for name, value in dataclasses.asdict(report).items()}
 
     reports = dataset.map_batches(
@@ -383,7 +284,7 @@ def _run(folder: Folder, parts: Sequence[_Part], num_workers: int) -> Generator[
     )
     for table in reports.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(table, pa.Table)
-        yield from (_Report(**row) for row in table.to_pylist())
+        yield from (Report(**row) for row in table.to_pylist())
 
 
 @contextlib.contextmanager
@@ -403,61 +304,13 @@ def _quiet() -> Iterator[None]:
             handler.setLevel(level)
 
 
-def _encode_part(folder: Folder, part: _Part) -> Iterator[_Report]:
-    """Write a part's shard and record; reports come at the same places whenever a task is repeated."""
-    videos: list[Ingested] = []
-    kept: list[_SourceVideo] = []
-    broken = []
-    unreported = 0
-    for done, video in enumerate(part.videos):
-        if unreported >= _REPORT_BYTES:
-            yield _Report(part.index, done)
-            unreported = 0
-        unreported += video.num_bytes
-        try:
-            videos.append(part.read(video))
-            kept.append(video)
-        except VideoError as error:
-            broken.append(Broken(path=video.path, reason=error.problem))
-        except OSError as error:
-            yield _Report(part.index, done, unread=one_line(error))
-            return
-    try:
-        shards, extents = [], []
-        for number, level in enumerate(part.levels):
-            name = shard_name(level_name(level), part.index)
-            shard, places = write_shard(folder, name, [video.levels[number] for video in videos])
-            shards.append(shard)
-            extents.append(places)
-        rows = []
-        for video, ingested, places in zip(kept, videos, zip(*extents, strict=True), strict=True):
-            stored = ingested.levels[0]
-            assert stored is not None, "every video is at the finest level"
-            rows.append(
-                IndexRow(
-                    split=video.split, path=video.path, label=video.label, group=video.group,
-                    num_frames=stored.source.num_frames, width=stored.source.width, height=stored.source.height,
-                    fps=stored.source.fps, probe=ingested.probe, shard=part.index, extents=places,
-                    actions=video.actions,
-                )
-            )  # fmt: skip
-        outcome = _Outcome(
-            part=part.index, key=part.key(), shards=tuple(shards), rows=tuple(rows), broken=tuple(broken)
-        ).to_json()
-        folder.write(part.name, outcome.encode())
-    except OSError as error:
-        yield _Report(part.index, 0, error=one_line(error))
-        return
-    yield _Report(part.index, len(part.videos), outcome=outcome)
-
-
 def _finish(
     folder: Folder,
     source: str,
     source_digest: str,
     annotations: Annotations,
     levels: tuple[int, ...],
-    outcomes: Sequence[_Outcome],
+    outcomes: Sequence[Outcome],
 ) -> Manifest:
     """Write index and manifest, and remove what only an unfinished job needs."""
     rows = [row for outcome in outcomes for row in outcome.rows]
@@ -484,7 +337,7 @@ def _finish(
     )
     folder.write(MANIFEST, manifest.to_json().encode())
     with contextlib.suppress(FileNotFoundError):  # another call may finish the same job at the same time
-        folder.delete(_WORK)
+        folder.delete(WORK)
     for level in names:
         _delete_stale(folder, level)
     return manifest
@@ -496,7 +349,3 @@ def _delete_stale(folder: Folder, level: str) -> None:
     for info in folder.fs.get_file_info(pafs.FileSelector(folder.join(level), allow_not_found=True)):
         if info.base_name.endswith(".tmp") and info.mtime is not None and now - info.mtime > _STALE:
             folder.fs.delete_file(info.path)
-
-
-def _sha256(tree: Any) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

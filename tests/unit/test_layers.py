@@ -37,7 +37,7 @@ AV = {
     "mgray/bench/readers.py",
 }
 NO_TORCH = {
-    *(f"mgray/data/{name}.py" for name in ("annotations", "clip", "ingest", "source")),
+    *(f"mgray/data/{name}.py" for name in ("annotations", "clip", "ingest", "ingest_part", "source")),
     *(f"mgray/{part}/{path.name}" for part in ("cli", "data/decode", "data/shards") for path in (ROOT / "mgray" / part).glob("*.py")), "mgray/check.py", "mgray/ledger.py", "mgray/audit.py", "mgray/model/flops.py", "mgray/config.py", "mgray/display.py", "mgray/errors.py", "mgray/pyslowfast.py",
 }  # fmt: skip
 PLAN_MAY_IMPORT = sys.stdlib_module_names | {"mgray"}

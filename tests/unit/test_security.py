@@ -16,7 +16,8 @@ import torch
 from mgray.config import Run
 from mgray.data.annotations import read_annotations
 from mgray.data.decode.encode import encode_frames
-from mgray.data.ingest import _encode_part, _parts
+from mgray.data.ingest import _parts
+from mgray.data.ingest_part import encode_part
 from mgray.data.storage import Folder
 from mgray.errors import CheckpointError, ConfigError
 from mgray.model.convert import read_weights
@@ -87,7 +88,7 @@ def test_names_of_a_list_write_nothing_outside(tmp_path: Path) -> None:
     before = {path for path in tmp_path.rglob("*") if out not in path.parents and path != out}
     annotations = read_annotations(str(inside / "list.csv"), val_fraction=0.2)
     for part in _parts(str(inside / "list.csv"), annotations, (32,), 60.0, 64):
-        for report in _encode_part(Folder.of(str(out)), part):
+        for report in encode_part(Folder.of(str(out)), part):
             assert not report.error and not report.unread
     after = {path for path in tmp_path.rglob("*") if out not in path.parents and path != out}
     assert after == before

@@ -24,6 +24,7 @@ from mgray.data.decode.encode import encode_frames
 from mgray.data.decode.limits import MAX_SIDE
 from mgray.data.decode.passthrough import index_packets
 from mgray.data.decode.transcode import transcode
+from mgray.data.ingest_part import encode_part
 from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import MgrayError, VideoError
 from mgray.plan import ClipShape
@@ -201,7 +202,7 @@ def test_ingest_lists_hostile_files_and_stores_the_others(tmp_path, monkeypatch,
 
     def run(folder, parts, num_workers):  # as Ray does it, in this process
         for part in parts:
-            yield from ingest._encode_part(folder, part)
+            yield from encode_part(folder, part)
 
     monkeypatch.setattr(ingest, "_run", run)
     manifest = ingest.ingest(str(tmp_path / "videos"), str(tmp_path / "shards"), levels=levels, max_broken=1.0)
