@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from mgray.train.loop import channels_last
 from mgray.train.optimizer import build_optimizer
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
+from tests.support.processes import run_together
 from tests.support.ranks import GlooSession
 
 MODEL = ModelSection(name="slowfast", depth=10, width=8, alpha=2, fusion_kernel=3, dropout=0.3)
@@ -154,13 +154,7 @@ def _rank(rank: int, folder: str) -> None:
 
 def test_compiled_ranks_have_the_losses_of_eager_ones(tmp_path: Path) -> None:
     """DDP on two processes over gloo, traced without making kernels (which takes minutes); and both those of one process, as far as float32 goes."""
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(400)
-        assert process.exitcode == 0
+    assert run_together(_rank, 2, str(tmp_path), within_s=400) == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["compiled"] == second["compiled"] and first["compiled"] == pytest.approx(first["eager"], rel=1e-4)
     assert len(set(first["eager"])) == 9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from mgray.plan import BatchShape, share_of
 from mgray.train.memory import GroupsAtOnce
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
+from tests.support.processes import run_together
 from tests.support.ranks import GlooSession
 from tests.unit.train.test_step import DATA, Cramped, block, network, part
 
@@ -47,16 +47,7 @@ def _rank(rank: int, world_size: int, folder: str, backward: bool, trial: bool) 
 
 
 def run_ranks(folder: Path, *, backward: bool, trial: bool) -> list[int | None]:
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, 2, str(folder), backward, trial)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(60)
-    codes = [rank.exitcode for rank in ranks]
-    for rank in ranks:
-        rank.kill()
-    return codes
+    return run_together(_rank, 2, 2, str(folder), backward, trial, within_s=60)
 
 
 @pytest.mark.parametrize(("backward", "trial"), [(False, False), (False, True), (True, True)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mgray.config import Run
 from mgray.data.shards.shard_set import ShardSet
 from mgray.train.loop import Loop
 from mgray.train.session import LocalSession
+from tests.support.processes import run_together
 
 
 @dataclass
@@ -49,15 +49,7 @@ def _rank(rank: int, world_size: int, run: dict, shards: str, folder: str) -> No
 def train_on_ranks(run: Run, shards: str, folder: Path, world_size: int) -> list[dict]:  # type: ignore[type-arg]
     """Train on `world_size` processes; returns the records of all steps."""
     folder.mkdir(parents=True)
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=_rank, args=(rank, world_size, run.to_json(), shards, str(folder)))
-        for rank in range(world_size)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(300)
-        assert rank.exitcode == 0
+    codes = run_together(_rank, world_size, world_size, run.to_json(), shards, str(folder))
+    assert codes == [0] * world_size
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "step"]

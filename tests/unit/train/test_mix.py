@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from mgray.plan import BatchShape, share_of
 from mgray.train.mix import Mix, Targets, draw_mix, mix_groups, mixed, partners_of
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
+from tests.support.processes import run_together
 from tests.unit.train.test_step import DATA, block, network, part
 
 CLASSES = 4
@@ -160,12 +160,7 @@ def test_groups_that_span_ranks_are_mixed_alike(tmp_path: Path) -> None:
     world_size = 5
     alone = Recorder(network(), LocalSession(Path("unused")), DATA, TRAIN)
     clips, targets = alone.mixed_part(block(SHAPE.clips), SHAPE, GROUPS)
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, world_size, str(tmp_path))) for rank in range(world_size)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
+    assert run_together(_rank, world_size, world_size, str(tmp_path), within_s=120) == [0] * world_size
     loaded = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     together = [torch.cat(column) for column in zip(*loaded, strict=True)]
     for ours, want in zip(together, (clips, targets.labels_N, targets.partners_N, targets.own_N), strict=True):
