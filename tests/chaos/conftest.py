@@ -32,7 +32,8 @@ from tests.integration.test_equality import assert_same, equality_run, wait_for_
 
 TIMES = int(os.environ.get("CHAOS_TIMES", "1"))
 FULL = pytest.mark.skipif(
-    "CHAOS_TIMES" not in os.environ, reason="not in the subset that `make test` takes: make chaos"
+    "CHAOS_TIMES" not in os.environ,
+    reason="`make test` has the kills of tests/integration/test_equality.py: make chaos",
 )
 ROWS: dict[str, list[tuple[int, float]]] = {}
 """For each fault the steps that were repeated and the seconds without a step, each time."""

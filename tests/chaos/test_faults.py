@@ -29,7 +29,7 @@ from mgray.trainer import train
 from tests.chaos.conftest import FULL, TIMES, bore, long_run, step_at_random, trained_while
 from tests.integration.test_equality import kill_at, named_processes, wait_for_step
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.usefixtures("ray_instance")]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, FULL, pytest.mark.usefixtures("ray_instance")]
 EVERY_TIME = pytest.mark.parametrize("seed", range(TIMES))
 
 
@@ -53,7 +53,6 @@ def test_a_worker_is_killed(undisturbed: RunRecords, shards: str, tmp_path: Path
     bore("a worker killed", records, undisturbed, same_ranks=True, repeated=20)
 
 
-@FULL
 @EVERY_TIME
 def test_decode_tasks_are_killed(undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int) -> None:
     """Ray Data starts them again; no attempt ends."""
@@ -75,7 +74,6 @@ def test_decode_tasks_are_killed(undisturbed: RunRecords, shards: str, tmp_path:
     bore("a decode task killed", records, undisturbed, same_ranks=True, repeated=20)
 
 
-@FULL
 @EVERY_TIME
 def test_the_driver_is_killed(undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int) -> None:
     run = long_run(shards, tmp_path, "driver", workers=2)
@@ -90,7 +88,6 @@ def test_the_driver_is_killed(undisturbed: RunRecords, shards: str, tmp_path: Pa
     bore("the driver killed", records, undisturbed, same_ranks=True, repeated=0)
 
 
-@FULL
 @EVERY_TIME
 def test_a_slow_worker(undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int) -> None:
     """One rank is halted for two seconds, three times."""
@@ -111,7 +108,6 @@ def test_a_slow_worker(undisturbed: RunRecords, shards: str, tmp_path: Path, see
     bore("a worker halted for 2 s, three times", records, undisturbed, same_ranks=True, repeated=0)
 
 
-@FULL
 @EVERY_TIME
 def test_everything_is_killed_and_the_same_command_started_again(
     undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int
@@ -132,7 +128,6 @@ def test_everything_is_killed_and_the_same_command_started_again(
     )
 
 
-@FULL
 @EVERY_TIME
 def test_the_newest_checkpoint_is_cut(undisturbed: RunRecords, shards: str, tmp_path: Path, seed: int) -> None:
     """At each of its files in turn: the one before it is taken."""
@@ -160,7 +155,6 @@ def test_the_newest_checkpoint_is_cut(undisturbed: RunRecords, shards: str, tmp_
         bore("the newest checkpoint cut off", records, undisturbed, same_ranks=True, repeated=20, timed=False)
 
 
-@FULL
 def test_a_full_object_store(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
     """Somebody else's objects fill it: Ray spills them, the run goes on."""
     run = long_run(shards, tmp_path, "full", workers=2)
@@ -177,7 +171,6 @@ def test_a_full_object_store(undisturbed: RunRecords, shards: str, tmp_path: Pat
     bore("object store under pressure", records, undisturbed, same_ranks=True, repeated=20)
 
 
-@FULL
 def test_broken_videos(undisturbed: RunRecords, tmp_path: Path) -> None:
     """3 of 48 are cut off or gone since they were indexed: the same substitutes on one worker and on two."""
     videos, index = tmp_path / "videos", tmp_path / "index"
@@ -203,7 +196,6 @@ def test_broken_videos(undisturbed: RunRecords, tmp_path: Path) -> None:
         train(strict)
 
 
-@FULL
 def test_two_programs_never_train_one_run(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
     """The second is refused at once, whatever Ray it would start."""
     run = long_run(shards, tmp_path, "once", workers=1)

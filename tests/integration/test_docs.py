@@ -123,6 +123,7 @@ def test_the_pages_in_order(workspace: Path, capsys: pytest.CaptureFixture[str])
     assert found["records"].best_score is not None  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_requests_of_the_elastic_page(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run of 1:2 workers that is asked for everything, stopped, taken up again, stopped and audited."""
     lines = list(commands_in((ROOT / "docs" / "elastic.md").read_text()))

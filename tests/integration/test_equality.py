@@ -112,7 +112,7 @@ def test_local_session_equals_ray(undisturbed: RunRecords, shards: str, tmp_path
     assert_same(read_run(folder), undisturbed)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_workers(undisturbed: RunRecords, shards: str, tmp_path: Path, workers: int) -> None:
     result = train(equality_run(shards, tmp_path, f"workers{workers}", workers=workers))
     assert_same(read_run(result.folder), undisturbed)
@@ -127,6 +127,7 @@ def test_micro_batches(undisturbed: RunRecords, shards: str, tmp_path: Path) -> 
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(undisturbed.steps.loss.tolist()), rtol=1e-5, atol=0.0)
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_loses_nothing(
     undisturbed: RunRecords, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_killed_worker_loses_nothing(
     assert_audited(records)
 
 
+@pytest.mark.chaos
 def test_kill_everything_and_run_the_same_command_again(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
     run = equality_run(shards, tmp_path, "again")
     (tmp_path / "run.json").write_text(json.dumps(run.to_json()))
