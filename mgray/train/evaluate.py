@@ -14,8 +14,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from mgray.config import Run
 from mgray.data.shards.shard_set import ShardSet
@@ -63,6 +61,10 @@ def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = l
     """
     if source.shards.multi_label:
         return _evaluate_multi_label(worker, session, source, note)
+    # with matplotlib and more a second or so, which a worker's first step need not wait for
+    from torchmetrics import MeanMetric, MetricCollection, SumMetric
+    from torchmetrics.classification import MulticlassAccuracy
+
     classes = source.shards.classes
     scores = MetricCollection(
         {

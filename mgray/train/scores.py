@@ -18,11 +18,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_average_precision,
-    multilabel_average_precision,
-)
 
 from mgray.errors import ConfigError
 from mgray.train.views import VideoScores
@@ -78,6 +73,9 @@ def _number(value: float) -> float | None:
 
 def figures_of(found: VideoScores, classes: Sequence[str]) -> Figures:
     """The figures of scored videos; there is at least one."""
+    # with matplotlib and more a second or so, which the loop, that has this module, need not wait for
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_average_precision
+
     if found.labels_V.ndim > 1:
         return _multi_label_figures(found, classes)
     scores_VC, labels_V = torch.from_numpy(found.scores_VC), torch.from_numpy(found.labels_V)
@@ -132,6 +130,8 @@ def _multi_label_figures(found: VideoScores, classes: Sequence[str]) -> Figures:
 
 def average_precisions(scores_VC: Tensor, labels_VC: Tensor) -> Tensor:
     """Average precision of each class of multi-label videos, [C]; NaN where no video shows it."""
+    from torchmetrics.functional.classification import multilabel_average_precision
+
     with warnings.catch_warnings():  # of classes without a video, whose value is not used
         warnings.simplefilter("ignore", UserWarning)
         precision_C = multilabel_average_precision(scores_VC, labels_VC, labels_VC.shape[1], average="none")
