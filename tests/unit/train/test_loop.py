@@ -36,7 +36,7 @@ RUN = Run(
         lr=0.01, long_cycle="run", short_cycle=True, bn_group=2,
     ),
     data=DataSection(path="unused"),
-    model=ModelSection(name="slowfast", depth=10, width=8, alpha=2, fusion_kernel=3, dropout=0.2),
+    model=ModelSection(name="slow", depth=10, width=8, dropout=0.2),
     train=TrainSection(evals=2, eval_batch=3, precise_bn=1),
     scale=ScaleSection(save_every=1),
 )  # fmt: skip
@@ -274,8 +274,10 @@ def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, mo
     """The same run, stopped in the middle of a phase and resumed, ends it at the same step."""
     monkeypatch.setattr(adaptive, "MIN_WINDOW", 2)
     monkeypatch.setattr(adaptive, "BEGUN", math.inf)
-    spec = dataclasses.replace(PLAN.spec, epochs=60, lr_steps=(0, 50), adaptive="plateau", adaptive_gain=1.0)
-    run = dataclasses.replace(RUN, plan=spec, train=dataclasses.replace(RUN.train, evals=1))
+    spec = dataclasses.replace(PLAN.spec, epochs=40, lr_steps=(0, 33), adaptive="plateau", adaptive_gain=1.0)
+    run = dataclasses.replace(
+        RUN, plan=spec, train=dataclasses.replace(RUN.train, evals=1), scale=ScaleSection(save_every=9)
+    )
     plan = Plan.compile(spec, PLAN.num_samples)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     Loop(run, LocalSession(whole), shards, whole, 0).train()
@@ -345,39 +347,43 @@ def test_a_damaged_checkpoint_is_passed_over(shards: ShardSet, finished: Path, t
     assert len(list(folder.glob("checkpoint_*"))) == 3
 
 
-SPEED = {"compile": True, "channels_last": False, "micro_groups": 1}
+def test_a_run_goes_on_computed_in_another_way(shards: ShardSet, tmp_path: Path) -> None:
+    """In other layouts, fewer groups at once, and back: the numbers and the checkpoints of a run that never changed."""
+    check_going_on(shards, tmp_path, exact(RUN), {"channels_last": False, "micro_groups": 1})
 
 
-@pytest.fixture(scope="module")
-def exact(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in float64: norms over few clips of a few pixels enlarge what rounding leaves, 100,000 times from step to step."""
-    folder = tmp_path_factory.mktemp("exact")
-    Loop(with_train(precision="float64"), LocalSession(folder), shards, folder, 0).train()
-    return folder
-
-
-@pytest.mark.parametrize("fast_first", [False, True])
-def test_a_run_goes_on_computed_in_another_way(
-    shards: ShardSet, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_first: bool
-) -> None:
-    """Compiled or not, in other layouts, fewer groups at once: the numbers and the checkpoints of a run that never changed."""
+def test_a_run_goes_on_compiled_and_not(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one shape, as tracing a graph takes seconds; those of many shapes are in tests/integration/test_compile.py."""
     monkeypatch.setattr(step_module, "compile_model", lambda model: compile_model(model, backend="eager"))
     torch._dynamo.reset()
-    slow, fast = with_train(precision="float64"), with_train(precision="float64", **SPEED)
-    first, second = (fast, slow) if fast_first else (slow, fast)
-    middle = PLAN.num_steps // 2
-    leaves = Told(tmp_path, orders={0: Orders(ScheduleState(PLAN.digest()), departures=(Departure(middle, "stop"),))})
-    assert Loop(first, leaves, shards, tmp_path, 0).train() == "stop"
-    loop = Loop(second, LocalSession(tmp_path), shards, tmp_path, 1)
-    assert loop.step == middle
-    loop.train()
-    (steps, evals), (want_steps, want_evals) = outcome(tmp_path), outcome(exact)
-    assert {step: checksum for step, (_, checksum) in steps.items()} == {
-        step: checksum for step, (_, checksum) in want_steps.items()
-    }
-    losses, want_losses = ([loss for loss, _ in of.values()] for of in (steps, want_steps))
-    assert losses == pytest.approx(want_losses, rel=1e-3) and evals == pytest.approx(want_evals, rel=1e-2)
-    assert list(weights(tmp_path, PLAN.num_steps)) == list(weights(exact, PLAN.num_steps))
+    plan = dataclasses.replace(RUN.plan, epochs=1, lr_steps=(0,), lr_factors=(1.0,), long_cycle="off", short_cycle=False)
+    check_going_on(shards, tmp_path, exact(dataclasses.replace(RUN, plan=plan)), {"compile": True})
+
+
+def exact(run: Run) -> Run:
+    """In float64: norms over few clips of a few pixels enlarge what rounding leaves, 100,000 times from step to step."""
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, precision="float64"))
+
+
+def check_going_on(shards: ShardSet, root: Path, slow: Run, change: dict[str, Any]) -> None:
+    """Changed in the middle, or changed back there, a run goes on as if nothing had been changed."""
+    Loop(slow, LocalSession(root / "slow"), shards, root / "slow", 0).train()
+    (want_steps, want_evals), plan = outcome(root / "slow"), Plan.compile(slow.plan, 10)
+    fast, middle = dataclasses.replace(slow, train=dataclasses.replace(slow.train, **change)), plan.num_steps // 2
+    for name, first, second in (("faster", slow, fast), ("slower", fast, slow)):
+        folder, leaves = root / name, Departure(middle, "stop")
+        session = Told(folder, orders={0: Orders(ScheduleState(plan.digest()), departures=(leaves,))})
+        assert Loop(first, session, shards, folder, 0).train() == "stop"
+        loop = Loop(second, LocalSession(folder), shards, folder, 1)
+        assert loop.step == middle > 0
+        loop.train()
+        steps, evals = outcome(folder)
+        assert {step: checksum for step, (_, checksum) in steps.items()} == {
+            step: checksum for step, (_, checksum) in want_steps.items()
+        }
+        losses, want_losses = ([loss for loss, _ in of.values()] for of in (steps, want_steps))
+        assert losses == pytest.approx(want_losses, rel=1e-3) and evals == pytest.approx(want_evals, rel=1e-2)
+        assert list(weights(folder, plan.num_steps)) == list(weights(root / "slow", plan.num_steps))
 
 
 def test_a_checkpoint_of_an_earlier_digest_goes_on(shards: ShardSet, finished: Path, tmp_path: Path) -> None:
