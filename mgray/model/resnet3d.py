@@ -175,6 +175,8 @@ def initialise(model: nn.Module, classifier: nn.Linear, *, zero_blocks: bool) ->
     The published networks start their blocks as shortcuts. Shallow ones of basic blocks do not: they spend a third of a
     short training on waking up (docs/log.md, 2026-11-24).
     """
+    if classifier.weight.is_meta:
+        return  # there are no values, and to draw none takes seconds
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -14,15 +15,17 @@ from mgray.errors import ConfigError
 from mgray.model import DEPTHS, MODELS, build_model, check_model
 from mgray.model.norm import GroupedBatchNorm3d
 from mgray.model.resnet3d import LAYOUTS
+from tests.support.networks import undrawn
 
 
-def small(name: str, dropout: float = 0.5) -> ModelSection:
-    return ModelSection(name=name, depth=DEPTHS.get(name, (10,))[0], width=8, beta_inv=4, dropout=dropout)
+@functools.cache
+def small(name: str) -> nn.Module:
+    return undrawn(ModelSection(name=name, depth=DEPTHS.get(name, (10,))[0], width=8, beta_inv=4, dropout=0.3), 5)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_takes_the_schedule_s_shapes_and_has_grouped_norms(name: str) -> None:
-    model = build_model(small(name), 5)
+    model = small(name)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
     assert bool(norms) == (not name.startswith(("mvit", "swin")))
     assert all(type(norm) is GroupedBatchNorm3d for norm in norms)
@@ -32,8 +35,7 @@ def test_every_model_takes_the_schedule_s_shapes_and_has_grouped_norms(name: str
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_dropout_is_the_section_s(name: str) -> None:
-    model = build_model(small(name, dropout=0.3), 5)
-    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout) and module.p] == [0.3]
+    assert [module.p for module in small(name).modules() if isinstance(module, nn.Dropout) and module.p] == [0.3]
 
 
 def test_depths_known_without_torch_are_those_that_can_be_built() -> None:

@@ -20,6 +20,7 @@ from mgray.plan import PlanSpec
 from mgray.train.initial import convert, initial_line, load_initial, read_initial
 from mgray.train.loop import Loop
 from mgray.train.session import LocalSession
+from tests.support.networks import undrawn
 from tests.support.pyslowfast import random_state, shapes
 from tests.support.shards import write_shards
 
@@ -64,7 +65,7 @@ def test_a_head_for_other_classes_starts_afresh_and_says_so(weights: Weights, fi
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"slowfast"}))
 def test_the_head_of_every_network_is_known(name: str, tmp_path: Path) -> None:
     section = ModelSection(name=name, depth=50, width=8, init=str(tmp_path / "weights.pt"))
-    write_weights(Weights(section=section, state=build_model(section, 3).state_dict()), section.init)
+    write_weights(Weights(section=section, state=undrawn(section, 3).state_dict()), section.init)
     assert "for 5 classes instead of 3" in initial_line(section, 5)
 
 

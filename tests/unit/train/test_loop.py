@@ -356,7 +356,9 @@ def test_a_run_goes_on_compiled_and_not(shards: ShardSet, tmp_path: Path, monkey
     """At one shape, as tracing a graph takes seconds; those of many shapes are in tests/integration/test_compile.py."""
     monkeypatch.setattr(step_module, "compile_model", lambda model: compile_model(model, backend="eager"))
     torch._dynamo.reset()
-    plan = dataclasses.replace(RUN.plan, epochs=1, lr_steps=(0,), lr_factors=(1.0,), long_cycle="off", short_cycle=False)
+    plan = dataclasses.replace(
+        RUN.plan, epochs=1, lr_steps=(0,), lr_factors=(1.0,), long_cycle="off", short_cycle=False
+    )
     check_going_on(shards, tmp_path, exact(dataclasses.replace(RUN, plan=plan)), {"compile": True})
 
 
