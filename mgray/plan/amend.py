@@ -54,8 +54,10 @@ def advanced(plan: Plan, step: int, give: float = 0.0) -> Plan:
         return _relaid(plan, step, rests)
 
     found = laid(stretch)
-    while found.voxels > plan.voxels and stretch > 1.0:
-        stretch = max(1.0, stretch - (found.voxels - plan.voxels) / sum(phase.voxels for phase in later))
+    least = 1 / (later[-1].target - here.target)  # a clip less
+    while found.voxels > plan.voxels and stretch > least:
+        # below 1 too: where next to nothing is saved, the phases' last batches may reach further than they did
+        stretch = max(least, stretch - max(least, (found.voxels - plan.voxels) / sum(phase.voxels for phase in later)))
         found = laid(stretch)
     return found
 

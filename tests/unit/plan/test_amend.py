@@ -108,6 +108,25 @@ def test_saved_voxels_go_to_the_later_phases_and_never_past_the_planned_cost():
         assert plan.phases[-1].end_lr == pytest.approx(PLAN.phases[-1].end_lr)
 
 
+@pytest.mark.parametrize("epochs", [36, 40, 60])
+@pytest.mark.parametrize("give", [0.0, 1.0])
+def test_any_advances_stay_within_the_planned_cost(epochs, give):
+    """In phases of few steps too, where a batch more at a phase's end is some per cent."""
+    spec = PlanSpec(
+        frames=4, crop=16, batch=2, stride=1, jitter_min=18, jitter_max=24, epochs=epochs, lr_steps=(0, epochs * 5 // 6),
+        lr_factors=(1.0, 0.1), long_cycle="run", short_cycle=True, bn_group=2,
+    )  # fmt: skip
+    base = Plan.compile(spec, 10)
+    for first in range(1, base.num_steps):
+        plan, log = base, ScheduleState(base.digest())
+        for step in range(first, base.num_steps, 3):
+            if step < plan.num_steps:
+                before, log = plan, log.amended(Amendment("advance", step, give))
+                plan = log.plan(base)
+                assert_whole(plan)
+                assert plan.voxels <= before.voxels
+
+
 def test_a_cosine_is_followed_to_its_end_over_a_stretched_schedule():
     cosine = Plan.compile(PlanSpec(epochs=12, lr_policy="cosine", lr_steps=(0, 6), batch=8), 400)
     step = cosine.num_steps // 2
