@@ -42,8 +42,9 @@ def advanced(plan: Plan, step: int, give: float = 0.0) -> Plan:
     here, later = plan.phase_of(step), plan.phases[plan.phase_of(step).index + 1 :]
     if not later:
         return stopped(plan, step)
-    saved = plan.voxels - plan.done_before(step)[1] - sum(phase.voxels for phase in later)
-    stretch = 1.0 + give * saved / sum(phase.voxels for phase in later)
+    planned = sum(phase.voxels for phase in later)
+    saved = plan.voxels - plan.done_before(step)[1] - planned
+    stretch = 1.0 + give * saved / planned
 
     def laid(stretch: float) -> Plan:
         epoch, end = position / plan.num_samples, here.target / plan.num_samples
@@ -57,7 +58,7 @@ def advanced(plan: Plan, step: int, give: float = 0.0) -> Plan:
     least = 1 / (later[-1].target - here.target)  # a clip less
     while found.voxels > plan.voxels and stretch > least:
         # below 1 too: where next to nothing is saved, the phases' last batches may reach further than they did
-        stretch = max(least, stretch - max(least, (found.voxels - plan.voxels) / sum(phase.voxels for phase in later)))
+        stretch = max(least, stretch - max(least, (found.voxels - plan.voxels) / planned))
         found = laid(stretch)
     return found
 

@@ -73,11 +73,11 @@ def _number(value: float) -> float | None:
 
 def figures_of(found: VideoScores, classes: Sequence[str]) -> Figures:
     """The figures of scored videos; there is at least one."""
+    if found.labels_V.ndim > 1:
+        return _multi_label_figures(found, classes)
     # with matplotlib and more a second or so, which the loop, that has this module, need not wait for
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_average_precision
 
-    if found.labels_V.ndim > 1:
-        return _multi_label_figures(found, classes)
     scores_VC, labels_V = torch.from_numpy(found.scores_VC), torch.from_numpy(found.labels_V)
     count = len(classes)
     with warnings.catch_warnings():  # torchmetrics warns of classes without a video, whose value is not used

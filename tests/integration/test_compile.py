@@ -30,6 +30,8 @@ from mgray.train.session import LocalSession
 from mgray.train.step import Worker
 from tests.support.processes import run_together
 from tests.support.ranks import GlooSession
+from tests.support.shards import write_shards
+from tests.unit.train.test_loop import RUN, check_going_on, exact
 
 MODEL = ModelSection(name="slowfast", depth=10, width=8, alpha=2, fusion_kernel=3, dropout=0.3)
 TRAIN = TrainSection(compile=True)
@@ -116,6 +118,13 @@ def test_slowfast_is_one_graph_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = worker(dataclasses.replace(train, compile=False), lambda: build_model(MODEL, 5))
     assert losses(ours, 4, shapes) == pytest.approx(losses(eager, 4, shapes), rel=1e-3)
     assert counters["stats"]["unique_graphs"] == len(shapes)
+
+
+def test_a_run_of_many_shapes_goes_on_compiled_and_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced without making kernels; in other layouts and with fewer groups at once too."""
+    monkeypatch.setattr(step_module, "compile_model", lambda model: compile_model(model, backend="eager"))
+    change = {"compile": True, "channels_last": False, "micro_groups": 1}
+    check_going_on(write_shards(tmp_path / "shards"), tmp_path, exact(RUN), change)
 
 
 RANKED = ((BatchShape(8, 4, 16, 16), 2), (BatchShape(10, 2, 24, 24), 4), (BatchShape(4, 4, 24, 24), 1))

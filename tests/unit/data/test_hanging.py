@@ -28,7 +28,7 @@ from mgray.errors import DataError
 from tests.support.shards import write_shards
 from tests.support.videos import moving
 
-LIMIT_S = 0.2
+LIMIT_S = 0.3
 """Much longer than a request takes here, on a busy machine too; nearly all the time of these tests is spent waiting for it."""
 
 
@@ -81,7 +81,7 @@ def pipe(tmp_path: Path) -> Iterator[Path]:
     os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
 
 
-@pytest.mark.parametrize("hangs", [0, 2])
+@pytest.mark.parametrize("hangs", [0, 1, 2])
 def test_what_answers_at_the_third_attempt_is_read(handler: Hanging, tmp_path: Path, hangs: int) -> None:
     write_shards(tmp_path, train=2, val=1)
     folder = Folder.of(f"fake://{tmp_path}/set")
@@ -101,7 +101,7 @@ def test_what_answers_at_the_third_attempt_is_read(handler: Hanging, tmp_path: P
 def test_a_manifest_that_never_comes_is_one_line(handler: Hanging) -> None:
     handler.hangs = 99
     with pytest.raises(
-        DataError, match=r"cannot be read .no answer within 0.2 s, 3 times.; check the address"
+        DataError, match=r"cannot be read .no answer within 0.3 s, 3 times.; check the address"
     ) as caught:
         ShardSet.open("fake:///data/shards")
     assert str(caught.value).startswith("data.path = 'fake:///data/shards': ") and "\n" not in str(caught.value)
@@ -111,7 +111,7 @@ def test_an_index_that_never_comes_is_one_line(handler: Hanging, tmp_path: Path)
     write_shards(tmp_path, train=2, val=1)
     shards = ShardSet.open(f"fake://{tmp_path}/set")
     handler.hangs = 99
-    with pytest.raises(DataError, match=r"no answer within 0.2 s, 3 times"):
+    with pytest.raises(DataError, match=r"no answer within 0.3 s, 3 times"):
         shards.info("train", 0)
 
 
@@ -122,7 +122,7 @@ def test_a_file_comes_whole_in_pieces_of_which_some_hang(
     monkeypatch.setattr(storage, "_PIECE_BYTES", 1000)
     content = hashlib.shake_128(b"content").digest(size)
     (tmp_path / "video.mp4").write_bytes(content)
-    handler.hangs = 1
+    handler.hangs = 2
     with fetched("fake:///", f"fake://{tmp_path}/video.mp4") as copy:
         assert Path(copy).read_bytes() == content
     for folder in (Folder.of(f"fake://{tmp_path}"), Folder.of(str(tmp_path))):
@@ -146,7 +146,7 @@ def test_a_bucket_of_videos_that_does_not_answer_is_one_line(handler: Hanging) -
 
 def test_a_local_manifest_that_hangs_is_one_line(pipe: Path) -> None:
     (pipe.parent / MANIFEST).symlink_to(pipe)
-    with pytest.raises(DataError, match=r"no answer within 0.2 s, 3 times.; check the disk or file system") as caught:
+    with pytest.raises(DataError, match=r"no answer within 0.3 s, 3 times.; check the disk or file system") as caught:
         ShardSet.open(str(pipe.parent))
     assert "\n" not in str(caught.value)
 
@@ -162,18 +162,18 @@ def test_a_file_system_that_hangs_under_a_list_is_one_line(
             patch.setattr(os.path, name, lambda path, w=whole, h=hang: (h(path) and released.wait(20), w(path))[1])
             assert cli.main(["ingest", str(tmp_path / "list.csv"), str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
-        assert error.count("\n") == 1 and "no answer within 0.2 s, 3 times" in error and "list.csv" in error
+        assert error.count("\n") == 1 and "no answer within 0.3 s, 3 times" in error and "list.csv" in error
     released.set()
 
 
 def test_a_source_whose_file_system_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest_module, "READ_LIMIT_S", 0.3)
+    monkeypatch.setattr(ingest_module, "READ_LIMIT_S", 0.6)
     encode_frames(str(tmp_path / "clip.mp4"), moving(6, 32, 32))
     released, whole = threading.Event(), os.stat
     for levels in (SOURCE, (16,)):
         with monkeypatch.context() as patch:
             patch.setattr(source_file.os, "stat", lambda path, **more: (released.wait(20), whole(path, **more))[1])
-            with pytest.raises(TimeoutError, match=r"no answer within 0.4 s$"):
+            with pytest.raises(TimeoutError, match=r"no answer within 0.7 s$"):
                 ingest_video("", str(tmp_path / "clip.mp4"), levels, limit_s=0.1)
     released.set()
     assert ingest_video("", str(tmp_path / "clip.mp4"), (16,)).probe.codec == "h264"

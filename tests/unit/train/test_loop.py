@@ -275,9 +275,7 @@ def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, mo
     monkeypatch.setattr(adaptive, "MIN_WINDOW", 2)
     monkeypatch.setattr(adaptive, "BEGUN", math.inf)
     spec = dataclasses.replace(PLAN.spec, epochs=40, lr_steps=(0, 33), adaptive="plateau", adaptive_gain=1.0)
-    run = dataclasses.replace(
-        RUN, plan=spec, train=dataclasses.replace(RUN.train, evals=1), scale=ScaleSection(save_every=9)
-    )
+    run = dataclasses.replace(RUN, plan=spec, train=dataclasses.replace(RUN.train, evals=1))
     plan = Plan.compile(spec, PLAN.num_samples)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     Loop(run, LocalSession(whole), shards, whole, 0).train()
