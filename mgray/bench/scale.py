@@ -39,7 +39,7 @@ from mgray.driver import ScheduleDriver
 from mgray.ledger import LedgerWriter
 from mgray.plan import Plan, Step
 from mgray.plan.state import ScheduleState
-from mgray.train.loop import FLUSH_STEPS, _clip_keys, clip_checksum
+from mgray.train.loop import FLUSH_STEPS, clip_checksum, clip_keys
 from mgray.train.metrics import MetricsWriter
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
@@ -169,7 +169,7 @@ def _walk(
             if block is not None:
                 assert block.index == index and int(block.positions_N[0]) in step.positions
             checksum = 0.0 if block is None else clip_checksum(block)
-            _clip_keys(block, run.train.seed)
+            clip_keys(block, run.train.seed)
             clock.charge("feed")
             worker.micro_batches(step.shape, step.bn_groups)
             clock.charge("share")

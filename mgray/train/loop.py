@@ -283,7 +283,7 @@ class Loop:
         self._check(block, step)
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
-        keys = _clip_keys(block, self.run.train.seed)
+        keys = clip_keys(block, self.run.train.seed)
         sums = self.worker.step(block, step.shape, step.bn_groups, keys, self.optimizer)
         if self.average is not None:
             self.average.update(step.shape.clips, step.first_position)
@@ -493,7 +493,7 @@ def clip_checksum(block: Block) -> int:
     return int(words_of(block.positions_N, block.samples_N).sum())
 
 
-def _clip_keys(block: Block | None, seed: int) -> Tensor:
+def clip_keys(block: Block | None, seed: int) -> Tensor:
     """A key for each clip, from the seed and its position in the sample stream."""
     if block is None:
         return torch.zeros(0, dtype=torch.int64)

@@ -112,7 +112,8 @@ def test_local_session_equals_ray(undisturbed: RunRecords, shards: str, tmp_path
     assert_same(read_run(folder), undisturbed)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_workers(undisturbed: RunRecords, shards: str, tmp_path: Path, workers: int) -> None:
     result = train(equality_run(shards, tmp_path, f"workers{workers}", workers=workers))
     assert_same(read_run(result.folder), undisturbed)
