@@ -95,7 +95,9 @@ def longest_s(comparison: Comparison) -> float:
 
 def accuracy_axis(axes: Axes, metric: str) -> None:
     # room above 100 % is for labels: no tick is named there
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g} %" if value < 1.0005 else ""))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{round(100 * value, 3):g} %" if value < 1.0005 else "")
+    )
     axes.set_ylabel(f"validation {metric}")
 
 
