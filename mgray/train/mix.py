@@ -120,10 +120,9 @@ def mix_groups(
         mixes,
         strict=True,
     )
-    own_N = torch.tensor([mix.own for mix in mixes], dtype=clips_NCTHW.dtype).repeat_interleave(
-        torch.tensor(groups.sizes)
-    )
-    targets = Targets(labels_N, partners_of(labels_N, groups), own_N.to(clips_NCTHW.device))
+    own = [mix.own for mix, size in zip(mixes, groups.sizes, strict=True) for _ in range(size)]
+    own_N = torch.tensor(own, dtype=clips_NCTHW.dtype, device=clips_NCTHW.device)
+    targets = Targets(labels_N, partners_of(labels_N, groups), own_N)
     return torch.cat([mixed(clips, partners, mix) for clips, partners, mix in parts]), targets
 
 

@@ -92,7 +92,7 @@ def test_commands_that_are_not_run() -> None:
     assert why_not_run(["eval", "runs/ssv2_slowfast_r50"]) == "a published dataset"
 
 
-@pytest.mark.parametrize("arguments", COMMANDS)
+@pytest.mark.parametrize("arguments", DISTINCT)
 def test_commands_parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
     monkeypatch.chdir(workspace)
     check_parses(arguments, monkeypatch)
