@@ -13,31 +13,39 @@ from pathlib import Path
 
 import pytest
 
-from mgray.control import ask, driver_of
+from mgray.config import Run
+from mgray.control import DRIVER, ask, driver_of
 from mgray.plan import Plan
-from mgray.plan.state import Amendment, ScheduleState
+from mgray.plan.state import Amendment, RequestKind, ScheduleState
 from mgray.report.records import RunRecords, read_run
-from mgray.trainer import train
+from mgray.trainer import TrainResult, train
 from tests.integration.test_equality import assert_same, equality_run, undisturbed, wait_for_step
 
 __all__ = ["undisturbed"]
 pytestmark = pytest.mark.ray
 
 
+def train_asked(run: Run, *requests: tuple[RequestKind, float, int]) -> TrainResult:
+    """Train a run whose driver is asked for things (what, value, step) as soon as it can be reached."""
+    folder = Path(run.storage) / run.name
+
+    def ask_all() -> None:
+        wait_for_file(folder / DRIVER)
+        with driver_of(folder) as driver:
+            for what, value, step in requests:
+                ask(driver, what, value, step)
+
+    thread = threading.Thread(target=ask_all)
+    thread.start()
+    result = train(run)
+    thread.join()
+    return result
+
+
 def test_planned_resizes_repeat_nothing(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
     """1 worker, then 3, then 2: each time they leave before a step, and the result is that of one worker."""
     run = equality_run(shards, tmp_path, "resized", save_every=1000)
-
-    def resize() -> None:
-        wait_for_file(tmp_path / "resized" / "driver.json")
-        with driver_of(tmp_path / "resized") as driver:
-            ask(driver, "resize", 3, 9)
-            ask(driver, "resize", 2, 17)
-
-    thread = threading.Thread(target=resize)
-    thread.start()
-    train(run)
-    thread.join()
+    train_asked(run, ("resize", 3, 9), ("resize", 2, 17))
     records = read_run(tmp_path / "resized")
     assert [(e.step, e.event, e.detail) for e in records.events if e.event == "leave"] == [
         (9, "leave", "resize"),
@@ -52,16 +60,7 @@ def test_planned_resizes_repeat_nothing(undisturbed: RunRecords, shards: str, tm
 @pytest.mark.slow
 def test_a_stopped_run_goes_on(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
     run = equality_run(shards, tmp_path, "stopped", save_every=1000)
-
-    def stop() -> None:
-        wait_for_file(tmp_path / "stopped" / "driver.json")
-        with driver_of(tmp_path / "stopped") as driver:
-            ask(driver, "stop", 0.0, 11)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    assert train(run).steps == 11
-    thread.join()
+    assert train_asked(run, ("stop", 0.0, 11)).steps == 11
     result = train(run)
     records = read_run(tmp_path / "stopped")
     assert result.steps == len(undisturbed.steps.step)
@@ -74,16 +73,7 @@ def test_batches_that_follow_the_workers(shards: str, tmp_path: Path) -> None:
     """Policy per_worker: batch and rate grow with the workers, every position is trained on once."""
     run = equality_run(shards, tmp_path, "per_worker", workers=2)
     run = dataclasses.replace(run, plan=dataclasses.replace(run.plan, batch=4, bn_group=4, batch_policy="per_worker"))
-
-    def resize() -> None:
-        wait_for_file(tmp_path / "per_worker" / "driver.json")
-        with driver_of(tmp_path / "per_worker") as driver:
-            ask(driver, "resize", 3, 10)
-
-    thread = threading.Thread(target=resize)
-    thread.start()
-    train(run)
-    thread.join()
+    train_asked(run, ("resize", 3, 10))
     records = read_run(tmp_path / "per_worker")
     base = Plan.compile(run.plan, 48)
     log = (Amendment("workers", 0, 2), Amendment("workers", 10, 3))

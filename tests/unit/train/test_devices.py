@@ -55,9 +55,7 @@ def imagined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def block(clips: int) -> Block:
     count = np.arange(clips)
-    return Block(
-        0, 0, np.zeros((clips, SHAPE.frames, SHAPE.height, SHAPE.width, 3), np.uint8), count % 3, count, count
-    )
+    return Block(0, 0, np.zeros((clips, SHAPE.frames, SHAPE.height, SHAPE.width, 3), np.uint8), count % 3, count, count)
 
 
 def on_the_gpu(section: ModelSection) -> nn.Module:
