@@ -35,8 +35,8 @@ FULL = pytest.mark.skipif(
     "CHAOS_TIMES" not in os.environ,
     reason="`make test` has the kills of tests/integration/test_equality.py: make chaos",
 )
-ROWS: dict[str, list[tuple[int, float]]] = {}
-"""For each fault the steps that were repeated and the seconds without a step, each time."""
+ROWS: dict[str, list[tuple[int, list[float]]]] = {}
+"""For each fault the steps that were repeated and the seconds without a step after each attempt that ended, each time."""
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +146,7 @@ def bore(
     proof = audit(records.path)
     assert proof.failure is None, proof
     assert records.num_repeated <= repeated
-    ROWS.setdefault(fault, []).append((records.num_repeated, max(gaps_s(records), default=0.0) if timed else 0.0))
+    ROWS.setdefault(fault, []).append((records.num_repeated, gaps_s(records) if timed else []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -155,12 +155,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line("| fault | times | steps recomputed | seconds to the next step | lost samples |")
         terminalreporter.write_line("| --- | --- | --- | --- | --- |")
     for fault, rows in ROWS.items():
-        steps, seconds = zip(*rows, strict=True)
-        spans = [
-            f"{min(values):.0f}" + (f" to {max(values):.0f}" if max(values) - min(values) >= 1 else "")
-            for values in (steps, seconds)
-        ]
-        terminalreporter.write_line(f"| {fault} | {len(rows)} | {spans[0]} | {spans[1]} | 0 |")
+        steps = span([float(repeated) for repeated, _ in rows])
+        seconds = span([max(gaps) for _, gaps in rows if gaps])
+        terminalreporter.write_line(f"| {fault} | {len(rows)} | {steps} | {seconds} | 0 |")
+
+
+def span(values: list[float]) -> str:
+    """The least and the largest value, as whole numbers; "" of none."""
+    if not values:
+        return ""
+    least, most = f"{min(values):.0f}", f"{max(values):.0f}"
+    return least if least == most else f"{least} to {most}"
 
 
 def wait_until(condition: Callable[[], bool], within_s: float = 120.0) -> None:
