@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mgray.errors import ConfigError
-from mgray.plan.overlap import host_s, pipelines
+from mgray.plan.overlap import host_s, pipeline_starts
 from mgray.plan.phase import Phase
 from mgray.plan.plan import Plan
 from mgray.plan.shape import BatchShape, ClipShape
@@ -232,7 +232,7 @@ def _phase(phase: Phase, cluster: Cluster, clip_flops: Callable[[ClipShape], flo
     needed_s = host_s(device_s, decode_s, cluster.gpus, cluster.device_cores, cluster.cores)
     block_bytes = max(3 * share * batch.clip.voxels for share, batch in zip(shares, phase.batches, strict=True))
     steps_of = range(phase.first_step, phase.first_step + phase.num_steps)
-    openings = sum(1 for pipeline in pipelines(steps_of, block_bytes) if pipeline.start)  # the first is not waited for
+    openings = len(pipeline_starts(steps_of, block_bytes)) - (not phase.first_step)  # the first is not waited for
     bound: Bound = "network" if network_s > device_s else "device"
     if needed_s > busy_s:
         bound = "cores" if cluster.device_cores else "decode"

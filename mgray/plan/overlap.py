@@ -13,11 +13,16 @@ AHEAD = 32
 AHEAD_BYTES = 2**30
 
 
+def pipeline_starts(steps: range, block_bytes: int, ahead: int = AHEAD, ahead_bytes: int = AHEAD_BYTES) -> range:
+    """First steps of the pipelines that a phase's steps are cut into on a rank whose blocks have so many bytes."""
+    return steps[:: max(2, min(ahead, ahead_bytes // max(1, block_bytes)))]
+
+
 def pipelines(steps: range, block_bytes: int, ahead: int = AHEAD, ahead_bytes: int = AHEAD_BYTES) -> Iterator[range]:
-    """A phase's steps cut into the pipelines of a rank whose blocks have so many bytes."""
-    length = max(2, min(ahead, ahead_bytes // max(1, block_bytes)))
-    for start in range(steps.start, steps.stop, length):
-        yield range(start, min(start + length, steps.stop))
+    """The steps of each of these pipelines."""
+    starts = pipeline_starts(steps, block_bytes, ahead, ahead_bytes)
+    for start in starts:
+        yield range(start, min(start + starts.step, steps.stop))
 
 
 def opened_at(pipeline: range) -> int:
