@@ -28,7 +28,7 @@ from mgray.data.synthetic import write_motion_videos
 from mgray.report.records import RunRecords, read_run
 from mgray.train.checkpoint import newest_checkpoint
 from mgray.trainer import LOCAL_RAY, ray_running, train
-from tests.integration.test_equality import assert_same, equality_run, wait_for_step
+from tests.support.runs import assert_same, equality_run, wait_for_step
 
 TIMES = int(os.environ.get("CHAOS_TIMES", "1"))
 FULL = pytest.mark.skipif(

@@ -27,7 +27,7 @@ from mgray.report.records import RunRecords, read_run
 from mgray.train.checkpoint import newest_checkpoint
 from mgray.trainer import train
 from tests.chaos.conftest import FULL, TIMES, bore, long_run, step_at_random, trained_while
-from tests.integration.test_equality import kill_at, named_processes, wait_for_step
+from tests.support.runs import kill_at, named_processes, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, FULL, pytest.mark.usefixtures("ray_instance")]
 EVERY_TIME = pytest.mark.parametrize("seed", range(TIMES))

@@ -17,7 +17,7 @@ from mgray.config import Run
 from mgray.control import ask, driver_of, status_of
 from mgray.report.records import RunRecords, read_run
 from tests.chaos.conftest import FULL, bore, gaps_s, long_run, trained_to, trained_while, wait_until
-from tests.integration.test_equality import wait_for_step
+from tests.support.runs import wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, FULL]
 EPOCHS = 2000

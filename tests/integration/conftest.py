@@ -10,7 +10,9 @@ import ray
 from mgray.config import Run, ScaleSection
 from mgray.data.ingest import ingest
 from mgray.data.synthetic import write_motion_videos
-from mgray.trainer import ray_running
+from mgray.report.records import RunRecords, read_run
+from mgray.trainer import ray_running, train
+from tests.support.runs import equality_run
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +30,9 @@ def shards(ray_instance: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     write_motion_videos(str(root / "videos"), classes=4, clips_per_class=16, frames=12, width=64, height=48, seed=0)
     ingest(str(root / "videos"), str(root / "shards"), val_fraction=0.25, num_workers=2)
     return str(root / "shards")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
+    """The run of the equality tests on one Ray worker."""
+    return read_run(train(equality_run(shards, tmp_path_factory.mktemp("one"), "one")).folder)

@@ -19,7 +19,7 @@ from mgray.plan import Plan, PlanSpec
 from mgray.plan.state import Amendment, Departure, Orders, Request, ScheduleState
 from mgray.report.records import read_run
 from mgray.trainer import train
-from tests.integration.test_equality import equality_run, wait_for_step
+from tests.support.runs import equality_run, wait_for_step
 
 PLAN = Plan.compile(PlanSpec(epochs=12, lr_steps=(0, 6), lr_factors=(1.0, 0.1), batch=8, long_cycle="run"), 400)
 STATE = ScheduleState(PLAN.digest())

@@ -19,9 +19,8 @@ from mgray.plan import Plan
 from mgray.plan.state import Amendment, RequestKind, ScheduleState
 from mgray.report.records import RunRecords, read_run
 from mgray.trainer import TrainResult, train
-from tests.integration.test_equality import assert_same, equality_run, undisturbed, wait_for_step
+from tests.support.runs import assert_same, equality_run, wait_for_step
 
-__all__ = ["undisturbed"]
 pytestmark = pytest.mark.ray
 
 
@@ -42,17 +41,17 @@ def train_asked(run: Run, *requests: tuple[RequestKind, float, int]) -> TrainRes
     return result
 
 
-def test_planned_resizes_repeat_nothing(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
-    """1 worker, then 3, then 2: each time they leave before a step, and the result is that of one worker."""
+@pytest.mark.parametrize("resizes", [[(3, 9)], pytest.param([(3, 9), (2, 17)], marks=pytest.mark.slow)], ids=str)
+def test_planned_resizes_repeat_nothing(
+    undisturbed: RunRecords, shards: str, tmp_path: Path, resizes: list[tuple[int, int]]
+) -> None:
+    """One worker, then others (how many, from which step): they leave before it, and the result is that of one worker."""
     run = equality_run(shards, tmp_path, "resized", save_every=1000)
-    train_asked(run, ("resize", 3, 9), ("resize", 2, 17))
+    train_asked(run, *(("resize", workers, step) for workers, step in resizes))
     records = read_run(tmp_path / "resized")
-    assert [(e.step, e.event, e.detail) for e in records.events if e.event == "leave"] == [
-        (9, "leave", "resize"),
-        (17, "leave", "resize"),
-    ]
+    assert [(e.step, e.detail) for e in records.events if e.event == "leave"] == [(at, "resize") for _, at in resizes]
     starts = [e.detail for e in records.events if e.event in ("start", "resume")]
-    assert starts == ["1 workers on cpu", "3 workers on cpu", "2 workers on cpu"]
+    assert starts == [f"{workers} workers on cpu" for workers in (1, *(workers for workers, _ in resizes))]
     assert not records.num_repeated
     assert_same(records, undisturbed)
 

@@ -15,12 +15,12 @@ from mgray.data.shards.shard_set import ShardSet
 from mgray.train.checkpoint import newest_checkpoint, read_model
 from mgray.train.loop import Loop
 from mgray.train.session import LocalSession
-from tests.integration.test_equality import equality_run, step_lines
 from tests.support.ranks import train_on_ranks
+from tests.support.runs import equality_run, step_lines
 from tests.support.shards import write_shards
 
 
-@pytest.mark.parametrize("world_size", [3, 5])
+@pytest.mark.parametrize("world_size", [pytest.param(3, marks=pytest.mark.slow), 5])
 def test_float64_losses_do_not_depend_on_the_ranks(shards: str, tmp_path: Path, world_size: int) -> None:
     """Uneven shares, groups that span ranks, and (with 5 ranks in 1-clip groups) every way to cut a batch."""
     run = equality_run(shards, tmp_path, "one")

@@ -72,6 +72,7 @@ def test_a_search_ends_trials_in_good_order_leaves_nothing_behind_and_goes_on(sh
         search(run, SPACE, dataclasses.replace(settings, trials=4))
 
 
+@pytest.mark.slow
 def test_a_population_is_amended_while_it_trains(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def halve(generation: int, name: str, values: Mapping[str, float], *_: object) -> Order | None:
         return Order(generation=1, donor=name, rate=0.5, length=-0.3) if generation == 1 else None
