@@ -9,8 +9,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	@echo "setting up .venv (torch, Ray and the rest: several minutes the first time)"
 	$(PYTHON) -m venv .venv
-	@# Python compiles what is imported, when it is: a minute less than compiling all
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 # baseline and multigrid on real clips, then a table, pictures and a report page; DATA=folder takes your own videos
