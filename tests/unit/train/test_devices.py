@@ -81,16 +81,22 @@ def worker(model: nn.Module, train: TrainSection) -> Worker:
     ],
     ids=["mixup", "cutmix", "randaugment"],
 )
-def test_a_step_mixes_no_devices(imagined: None, train: TrainSection) -> None:
-    """Fused SGD has no imaginary form, AdamW has."""
+def test_a_step_mixes_no_devices(imagined: None, train: TrainSection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused SGD has no imaginary form, AdamW has; its gradients come from nowhere."""
     model = on_the_gpu(SLOWFAST)
+
+    def backward(self: Tensor) -> None:
+        assert self.device == GPU and self.dim() == 0
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(Tensor, "backward", backward)
     ours = worker(model, train)
     ours._tries_memory = False
     optimizer, average = build_optimizer(model, train), WeightAverage(model, 0.9, 8)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     sums = ours.step(block(6), SHAPE, 2, torch.arange(6), optimizer)
     assert sums.device == GPU
+    assert all(optimizer.state[parameter]["exp_avg"].device == GPU for parameter in model.parameters())
     average.update(6, 0)
     with average.in_place():
         ours.observe(block(6), SHAPE, 2)
