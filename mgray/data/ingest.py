@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import itertools
 import json
 import logging
@@ -336,8 +337,7 @@ def _finish(
         broken=tuple(item for outcome in outcomes for item in outcome.broken),
     )
     folder.write(MANIFEST, manifest.to_json().encode())
-    with contextlib.suppress(FileNotFoundError):  # another call may finish the same job at the same time
-        folder.delete(WORK)
+    folder.delete(WORK)
     for level in names:
         _delete_stale(folder, level)
     return manifest
@@ -346,6 +346,6 @@ def _finish(
 def _delete_stale(folder: Folder, level: str) -> None:
     """Remove half-written shards of tasks that were killed."""
     now = datetime.datetime.now(datetime.UTC)
-    for info in folder.fs.get_file_info(pafs.FileSelector(folder.join(level), allow_not_found=True)):
+    for info in folder.listed(level):
         if info.base_name.endswith(".tmp") and info.mtime is not None and now - info.mtime > _STALE:
-            folder.fs.delete_file(info.path)
+            folder.answered(functools.partial(folder.fs.delete_file, info.path))

@@ -31,6 +31,8 @@ PATIENCE = 10
 """Attempts to read a clip or a video: a job does not end because a server is slow for a minute."""
 READ_LIMIT_S = 120.0
 """Seconds after which a read of a clip's bytes, or of a piece of a file, counts as hung; longer than the attempts of S3's client take together."""
+WRITE_BYTES_PER_S = 1 << 20
+"""A write may take as long as a read, and a second more for each so many bytes."""
 LISTING_LIMIT_S = 1800.0
 """Seconds after which a listing of all that is below an address counts as hung: a bucket may hold millions of files."""
 READ_ATTEMPTS = 3
@@ -106,11 +108,11 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of the files and folders in it, sorted; none where it does not exist."""
-        return sorted(info.base_name for info in self._listed(self.path))
+        return sorted(info.base_name for info in self.listed())
 
     def sizes(self, name: str) -> dict[str, int]:
         """Bytes of the files in one of its folders, by their paths within it: one request for a thousand of them."""
-        found = self._listed(self.join(name))
+        found = self.listed(name)
         return {f"{name}/{info.base_name}": info.size for info in found if info.type == pafs.FileType.File}
 
     def infos(self, names: Sequence[str]) -> list[pafs.FileInfo]:
@@ -118,8 +120,9 @@ class Folder:
         paths = [self.join(name) for name in names]
         return self.answered(lambda: self.fs.get_file_info(paths))
 
-    def _listed(self, path: str) -> list[pafs.FileInfo]:
-        selector = pafs.FileSelector(path, allow_not_found=True)
+    def listed(self, name: str = "") -> list[pafs.FileInfo]:
+        """The files and folders in it, or in one of its folders; none where it does not exist."""
+        selector = pafs.FileSelector(self.join(name) if name else self.path, allow_not_found=True)
         return self.answered(lambda: self.fs.get_file_info(selector))
 
     def answered(self, ask: Callable[[], T], *, limit_s: float | None = None) -> T:
@@ -162,24 +165,31 @@ class Folder:
         return content
 
     def write(self, name: str, content: pa.Buffer | bytes) -> FileSum:
-        """Write a file so that it is never seen half-written: elsewhere than in an object store under another name first."""
-        target = self.join(name)
-        if self.fs.type_name in _OBJECT_STORES:
-            self._send(target, content)
-        else:
-            self.fs.create_dir(target.rpartition("/")[0], recursive=True)
-            temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-            self._send(temporary, content)
-            self.fs.move(temporary, target)
+        """Write a file so that it is never seen half-written: elsewhere than in an object store under another name first.
+
+        An attempt that is given up may still end later: it writes the same.
+
+        Raises:
+            OSError: it cannot be written (TimeoutError where the file system does not answer).
+        """
+        limit_s = waiting_readers().limit_s + len(content) / WRITE_BYTES_PER_S
+        self.answered(functools.partial(self._write, self.join(name), content), limit_s=limit_s)
         return FileSum(name=name, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
-    def _send(self, path: str, content: pa.Buffer | bytes) -> None:
+    def _write(self, target: str, content: pa.Buffer | bytes) -> None:
+        path = target
+        if self.fs.type_name not in _OBJECT_STORES:
+            self.fs.create_dir(target.rpartition("/")[0], recursive=True)
+            path = f"{target}.{uuid.uuid4().hex}.tmp"
         with self.fs.open_output_stream(path) as file:
             file.write(content)
+        if path != target:
+            self.fs.move(path, target)
 
     def delete(self, name: str) -> None:
-        """Remove a folder and all that it holds."""
-        self.fs.delete_dir(self.join(name))
+        """Remove a folder and all that it holds; none is no error (in Google's store a folder is a name that objects share)."""
+        with contextlib.suppress(FileNotFoundError):
+            self.answered(lambda: self.fs.delete_dir(self.join(name)), limit_s=LISTING_LIMIT_S)
 
 
 @functools.lru_cache(maxsize=64)

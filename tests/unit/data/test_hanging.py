@@ -56,6 +56,10 @@ class Hanging(pafs.FSSpecHandler):  # type: ignore[misc]
         self._wait()
         return super().open_input_file(path)
 
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        self._wait()
+        return super().open_output_stream(path, metadata)
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +140,35 @@ def test_a_file_that_never_comes_or_is_not_there_is_an_error(handler: Hanging, t
     handler.hangs = 99
     with pytest.raises(TimeoutError), fetched("fake:///", f"fake://{tmp_path}/video.mp4"):
         pass
+
+
+@pytest.mark.parametrize("hangs", [0, 1, 2, 3])
+def test_a_file_is_written_once_in_three_attempts_or_not_at_all(handler: Hanging, tmp_path: Path, hangs: int) -> None:
+    folder = Folder.of(f"fake://{tmp_path}/set")
+    handler.hangs = hangs
+    content = hashlib.shake_128(b"content").digest(1000)
+    if hangs == 3:
+        with pytest.raises(TimeoutError, match=r"no answer within 0.30\d* s, 3 times"):
+            folder.write("32/00000.arrow", content)
+        return
+    written = folder.write("32/00000.arrow", content)
+    assert written.num_bytes == 1000 and written.sha256 == hashlib.sha256(content).hexdigest()
+    assert [path.name for path in (tmp_path / "set" / "32").iterdir()] == ["00000.arrow"]
+    assert (tmp_path / "set" / "32" / "00000.arrow").read_bytes() == content and handler.asked == hangs + 1
+
+
+def test_a_folder_that_does_not_answer_ends_an_ingest_in_one_line(
+    handler: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        encode_frames(str(tmp_path / name), moving(6, 32, 32))
+    (tmp_path / "list.csv").write_text("a.mp4,x,train\nb.mp4,x,val\n")
+    monkeypatch.setattr(handler, "get_file_info", super(Hanging, handler).get_file_info)
+    monkeypatch.setattr(handler, "get_file_info_selector", super(Hanging, handler).get_file_info_selector)
+    handler.hangs = 99
+    assert cli.main(["ingest", str(tmp_path / "list.csv"), f"fake://{tmp_path}/out"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("mgray: out = ") and "no answer within" in error
 
 
 def test_a_bucket_of_videos_that_does_not_answer_is_one_line(handler: Hanging) -> None:
