@@ -49,6 +49,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root / "shards")
 
 
+@pytest.fixture(scope="session")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
+    """The run on two workers."""
+    with ray_running(Run(scale=ScaleSection(workers=2))):
+        return read_run(train(long_run(shards, tmp_path_factory.mktemp("two"), "two", workers=2)).folder)
+
+
 @pytest.fixture(scope="module")
 def ray_instance() -> Iterator[None]:
     """A local Ray for the faults that need no nodes."""

@@ -12,9 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import ray
 
 from mgray.control import ask, driver_of, status_of
 from mgray.data.ingest import ingest
@@ -31,12 +29,6 @@ from tests.support.runs import kill_at, named_processes, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, FULL, pytest.mark.usefixtures("ray_instance")]
 EVERY_TIME = pytest.mark.parametrize("seed", range(TIMES))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_instance: None, shards: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
-    """The run on two workers."""
-    return read_run(train(long_run(shards, tmp_path_factory.mktemp("two"), "two", workers=2)).folder)
 
 
 def steps_of(undisturbed: RunRecords) -> int:
@@ -153,22 +145,6 @@ def test_the_newest_checkpoint_is_cut(undisturbed: RunRecords, shards: str, tmp_
         assert snapshot.is_file()
         records = read_run(train(moved).folder)
         bore("the newest checkpoint cut off", records, undisturbed, same_ranks=True, repeated=20, timed=False)
-
-
-def test_a_full_object_store(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
-    """Somebody else's objects fill it: Ray spills them, the run goes on."""
-    run = long_run(shards, tmp_path, "full", workers=2)
-    held: list[ray.ObjectRef] = []
-
-    def disturb() -> None:
-        wait_for_step(tmp_path / "full", 3)
-        size = int(ray.cluster_resources()["object_store_memory"])
-        piece = min(size // 8, 256 << 20)
-        for _ in range(min(12, size // piece + 2)):
-            held.append(ray.put(np.ones(piece, np.uint8)))
-
-    records = trained_while(run, disturb)
-    bore("object store under pressure", records, undisturbed, same_ranks=True, repeated=20)
 
 
 def test_broken_videos(undisturbed: RunRecords, tmp_path: Path) -> None:

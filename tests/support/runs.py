@@ -51,7 +51,8 @@ def assert_same(ours: RunRecords, theirs: RunRecords) -> None:
     )
     assert first.keys() == second.keys()
     for name, value in first.items():
-        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        limit = 1e-9 if value.dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(value, second[name], rtol=limit, atol=limit, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def checksums(folder: Path) -> dict[int, int]:
