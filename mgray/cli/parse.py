@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import tyro
 
-from mgray.config import Run
+from mgray.config import AMENDMENTS, Run
 from mgray.errors import ConfigError
+from mgray.plan.state import ScheduleState
 from workloads import FORMS, WORKLOADS, find
 
 EXIT_BAD_INPUT = 2
@@ -99,7 +100,7 @@ def workload(name: str) -> Run:
         ConfigError: there is no such workload or file, or it holds no run.
     """
     if name.endswith(".json"):
-        return _run_file(Path(name))
+        return Run.from_json({key: value for key, value in _run_file(name).items() if key != AMENDMENTS})
     run = find(name)
     if run is None:
         near = difflib.get_close_matches(name, list(WORKLOADS), n=1)
@@ -108,16 +109,33 @@ def workload(name: str) -> Run:
     return run
 
 
-def _run_file(path: Path) -> Run:
+def amendments_in(name: str) -> ScheduleState | None:
+    """The amendments that a run's JSON file carries; None of a workload, and where there are none.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    if not name.endswith(".json") or (tree := _run_file(name).get(AMENDMENTS)) is None:
+        return None
     try:
-        tree = json.loads(path.read_text())
+        return ScheduleState.from_json(tree)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("NAME", name, f"holds no amendments ({error!r})", "remove them, or search again") from None
+
+
+def _run_file(name: str) -> dict[str, Any]:
+    remedy = "name a file such as best.json of mgray tune"
+    try:
+        tree = json.loads(Path(name).read_text())
     except OSError as error:
         raise ConfigError(
-            "NAME", str(path), f"cannot be read ({error.strerror})", "name a workload or a run's JSON"
+            "NAME", name, f"cannot be read ({error.strerror})", "name a workload or a run's JSON"
         ) from None
     except ValueError:
-        raise ConfigError("NAME", str(path), "is no JSON", "name a file such as best.json of mgray tune") from None
-    return Run.from_json(tree)
+        raise ConfigError("NAME", name, "is no JSON", remedy) from None
+    if not isinstance(tree, dict):
+        raise ConfigError("NAME", name, "is no run's JSON", remedy)
+    return tree
 
 
 def hint(given: str, names: Iterable[str]) -> str:

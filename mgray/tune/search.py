@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ import ray.tune
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from mgray.check import check_input, run_folder
-from mgray.config import Run
+from mgray.check import check_input
+from mgray.config import AMENDMENTS, Run
 from mgray.errors import ConfigError, TrainingError
+from mgray.jsonfile import write_json
+from mgray.plan.state import ScheduleState
 from mgray.report.records import read_run
-from mgray.train.checkpoint import SCHEDULE
+from mgray.train.checkpoint import read_schedule
 from mgray.trainer import open_data, ray_running
 from mgray.tune.objective import Score
 from mgray.tune.scheduler import scheduler_of
@@ -58,7 +59,7 @@ def search(
 ) -> Trial:
     """Try points of a space around `run`, the run's own first; the same folder again goes on where that search stopped.
 
-    Writes `best.json` (a run for `mgray train`), `pareto.png` and `trials.json` into the folder.
+    Writes `best.json` (a run for `mgray train`, with its amendments), `pareto.png` and `trials.json` into the folder.
 
     Raises:
         MgrayError: bad input (before Ray starts), a folder that holds another search, or no trial that was validated.
@@ -245,6 +246,17 @@ def _trial(what: Search, name: str, point: Point, failed: bool) -> Trial:
     return Trial(name=name, point=point, scores=scores, train_s=train_s, state=state, began=began)
 
 
+def run_tree(run: Run, schedule: ScheduleState | None) -> dict[str, Any]:
+    """A run as a tree for `mgray train`, with the amendments that it was given while it trained.
+
+    Those that a run makes itself (for its number of workers, or where cycles are adaptive) alone are left out: it makes them again.
+    """
+    tree = run.to_json()
+    if schedule is not None and any(amendment.key for amendment in schedule.amendments):
+        tree[AMENDMENTS] = schedule.to_json()
+    return tree
+
+
 def _conclude(run: Run, what: Search, trials: tuple[Trial, ...], console: Console) -> Trial:
     """Write and print what the trials came to; returns the best."""
     scored = [trial for trial in trials if trial.scores and trial.state != "failed"]
@@ -255,11 +267,7 @@ def _conclude(run: Run, what: Search, trials: tuple[Trial, ...], console: Consol
     best = max(scored, key=lambda trial: (what.goal.value(trial.scores), -trial.scores[-1].cost))
     tuned = what.trial(best.name, best.point)
     named = dataclasses.replace(tuned, name=f"{run.name}_tuned", storage=run.storage, data=run.data, feed=run.feed)
-    (what.folder / BEST).write_text(json.dumps(named.to_json(), indent=1))
-    schedule = what.trial_folder(best.name) / SCHEDULE
-    if schedule.is_file():  # amended while it trained: a run takes amendments up from its own folder
-        run_folder(named).mkdir(parents=True, exist_ok=True)
-        shutil.copy(schedule, run_folder(named) / SCHEDULE)
+    write_json(what.folder / BEST, run_tree(named, read_schedule(what.trial_folder(best.name))))
     (what.folder / "trials.json").write_text(
         json.dumps(
             [{**dataclasses.asdict(trial), "value": what.goal.value(trial.scores)} for trial in trials], indent=1

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from mgray.config import Run, ScaleSection
 from mgray.errors import ConfigError
+from mgray.report.records import read_run
 from mgray.train.checkpoint import read_schedule
+from mgray.trainer import train
 from mgray.tune import scheduler
 from mgray.tune.objective import Goal
 from mgray.tune.pbt import Order
@@ -99,3 +101,11 @@ def test_a_population_is_amended_while_it_trains(shards: str, tmp_path: Path, mo
         assert [(a.kind, a.value) for a in state.amendments] == [("rate", 0.5), ("advance", 1.0)][: state.version]
     for trial in trials:  # the whole stays within the plan's cost
         assert 0.9 < trial["scores"][-1]["cost"] <= 1.0
+    # trained anew with its amendments, a trial is the same run
+    trial = read_run(next(out / "trials" / t["name"] for t in trials if t["point"]["lr"] != "own"))
+    again = dataclasses.replace(trial.run, name="again", storage=str(tmp_path))
+    train(again, amendments=trial.schedule, console=Console(file=io.StringIO()))
+    trained = read_run(tmp_path / "again")
+    assert trained.schedule == trial.schedule
+    assert trained.steps.lr.tolist() == trial.steps.lr.tolist()
+    assert trained.steps.loss.tolist() == trial.steps.loss.tolist()

@@ -31,6 +31,8 @@ from mgray.cli.tune import TuneArguments
 from mgray.config import Run
 from mgray.data.clip import Views
 from mgray.evaluation.run import Viewing
+from mgray.plan import Plan
+from mgray.plan.state import Amendment, ScheduleState
 from mgray.report.command import options
 from tests.support.pyslowfast import random_state, shapes
 from tests.support.shards import write_shards
@@ -275,7 +277,7 @@ def test_train_passes_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         plan=dataclasses.replace(smoke.plan, epoch_factor=2.0),
         scale=dataclasses.replace(smoke.scale, workers=2),
     )
-    assert calls == [((want,), {"verbose": True})]
+    assert calls == [((want,), {"amendments": None, "verbose": True})]
 
 
 def test_fine_tuning_without_weights_is_noted(
@@ -306,6 +308,52 @@ def test_train_takes_a_run_from_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert cli.main(["train", str(tmp_path / "best.json"), "--train.seed", "3"]) == 0
     ((given,), _) = calls[0]
     assert given == dataclasses.replace(run, train=dataclasses.replace(run.train, seed=3))
+
+
+def test_a_run_begins_with_the_amendments_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = dataclasses.replace(WORKLOADS["smoke"](), name="tuned", storage=str(tmp_path))
+    state = ScheduleState(Plan.compile(run.plan, 100).digest(), (Amendment("rate", 3, 0.5, "pbt-1-rate"),))
+    (tmp_path / "best.json").write_text(json.dumps({**run.to_json(), "amendments": state.to_json()}))
+    calls = fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    assert cli.main(["train", str(tmp_path / "best.json"), "--name", "x"]) == 0
+    assert calls[0][0] == (dataclasses.replace(run, name="x"),)
+    assert calls[0][1]["amendments"] == state
+
+
+def test_amendments_are_not_brought_into_a_run_that_was_begun_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = dataclasses.replace(WORKLOADS["smoke"](), name="tuned", storage=str(tmp_path))
+    state = ScheduleState(Plan.compile(run.plan, 100).digest(), (Amendment("rate", 3, 0.5, "pbt-1-rate"),))
+    (tmp_path / "best.json").write_text(json.dumps({**run.to_json(), "amendments": state.to_json()}))
+    calls = fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(run.to_json()))
+    for own, status in ((None, 2), (ScheduleState(state.plan_digest), 2), (state, 0)):
+        if own is not None:
+            (folder / "schedule.json").write_text(json.dumps(own.to_json()))
+        assert cli.main(["train", str(tmp_path / "best.json")]) == status
+        said = capsys.readouterr().err
+        assert ("name = 'tuned': is a run without the amendments" in said) == bool(status)
+    longer = state.amended(Amendment("stop", 9))  # asked of it later
+    (folder / "schedule.json").write_text(json.dumps(longer.to_json()))
+    assert cli.main(["train", str(tmp_path / "best.json")]) == 0
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("amendments", [[], {"plan": "x"}, {"plan": "x", "amendments": [[]]}, 3])
+def test_amendments_that_cannot_be_read_are_refused_in_a_line(
+    amendments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {**dataclasses.replace(WORKLOADS["smoke"](), storage=str(tmp_path)).to_json(), "amendments": amendments}
+    (tmp_path / "best.json").write_text(json.dumps(tree))
+    fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    assert cli.main(["train", str(tmp_path / "best.json")]) == 2
+    assert "holds no amendments" in capsys.readouterr().err
 
 
 def test_tune_passes_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
