@@ -27,7 +27,7 @@ from mgray.trainer import open_data, ray_running
 from mgray.tune.objective import Score
 from mgray.tune.scheduler import scheduler_of
 from mgray.tune.settings import SearchSettings
-from mgray.tune.space import Point, around
+from mgray.tune.space import Point, around, searched
 from mgray.tune.trial import Search, run_name, run_trial
 from mgray.tune.view import Progress, Relay, plot_pareto, print_trials
 from tune_spaces import Choice, LogUniform, Space, Uniform
@@ -48,6 +48,8 @@ class Trial:
     point: Point
     scores: tuple[Score, ...]
     train_s: float
+    epochs: int | None
+    """Of the schedule that it trained."""
     state: str
     """done, stopped (early), or failed."""
     began: float
@@ -66,9 +68,9 @@ def search(
     """
     console = console or Console()
     check_input(run)
-    space, own = around(run, space)
+    space, own = around(run, searched(space, settings.goal))
     out = settings.out.expanduser().absolute()
-    check_folder(out, run, settings)
+    check_folder(out, run, settings, space)
     largest = largest_trial(run, space)
     concurrent = begun_with(out) or settings.concurrent or max(1, int((os.cpu_count() or 1) // cpus_of(largest)))
     scale = dataclasses.replace(largest.scale, workers=largest.scale.max_workers * concurrent)
@@ -92,7 +94,7 @@ def search(
             metric="mAP" if shards.multi_label else "top-1",
         )
         out.mkdir(parents=True, exist_ok=True)
-        (out / SETTINGS).write_text(json.dumps({**described(run, settings), "concurrent": concurrent}, indent=1))
+        (out / SETTINGS).write_text(json.dumps({**described(run, settings, space), "concurrent": concurrent}, indent=1))
         console.print(
             f"{settings.trials} trials around {run.name} in space {settings.space}, {concurrent} at a time, "
             f"each of {largest.scale.max_workers} worker(s) and {decoders} decoder(s) beside each ({out})",
@@ -200,18 +202,19 @@ def decoders_of(largest: Run, concurrent: int) -> int:
     return max(1, int((cpus / concurrent - workers * largest.scale.cpus) // workers))
 
 
-def described(run: Run, settings: SearchSettings) -> dict[str, Any]:
+def described(run: Run, settings: SearchSettings, space: Space) -> dict[str, Any]:
     """What makes a search the same search."""
     return {
         "run": run.digest(),
         "space": settings.space,
+        "parameters": list(space),
         "trials": settings.trials,
         "scheduler": settings.scheduler,
         **dataclasses.asdict(settings.goal),
     }
 
 
-def check_folder(out: Path, run: Run, settings: SearchSettings) -> None:
+def check_folder(out: Path, run: Run, settings: SearchSettings, space: Space) -> None:
     """Refuse a folder that holds another search.
 
     Raises:
@@ -221,7 +224,7 @@ def check_folder(out: Path, run: Run, settings: SearchSettings) -> None:
     if not stored.is_file():
         return
     try:
-        earlier, now = json.loads(stored.read_text()), described(run, settings)
+        earlier, now = json.loads(stored.read_text()), described(run, settings, space)
         found = [f"{key} {earlier.get(key)} -> {now[key]}" for key in now if earlier.get(key) != now[key]]
     except (OSError, ValueError, AttributeError):
         found = ["it cannot be read"]
@@ -239,11 +242,12 @@ def _trial(what: Search, name: str, point: Point, failed: bool) -> Trial:
     scores = tuple(what.scores(name))
     if not scores:
         state = "failed" if failed else "stopped"
-        return Trial(name=name, point=point, scores=(), train_s=0.0, state=state, began=math.inf)
+        return Trial(name=name, point=point, scores=(), train_s=0.0, epochs=None, state=state, began=math.inf)
     records = read_run(what.trial_folder(name))
     state = "failed" if failed else "done" if records.is_finished else "stopped"
     train_s, began = records.evals[-1].train_s, records.events[0].time
-    return Trial(name=name, point=point, scores=scores, train_s=train_s, state=state, began=began)
+    epochs = what.epochs(name)
+    return Trial(name=name, point=point, scores=scores, train_s=train_s, epochs=epochs, state=state, began=began)
 
 
 def run_tree(run: Run, schedule: ScheduleState | None) -> dict[str, Any]:
@@ -278,7 +282,7 @@ def _conclude(run: Run, what: Search, trials: tuple[Trial, ...], console: Consol
     plot_pareto(curves, own=own, best=best.name, goal=what.goal, metric=what.metric, out=what.folder / PICTURE)
     print_trials(
         what,
-        [(trial.name, trial.point, list(trial.scores), trial.state, trial.train_s) for trial in trials],
+        [(trial.name, trial.point, list(trial.scores), trial.state, trial.train_s, trial.epochs) for trial in trials],
         best.name,
         console,
     )

@@ -39,14 +39,17 @@ def test_the_best_run_carries_its_amendments_and_no_trained_run_is_touched(tmp_p
         num_samples=NUM_SAMPLES,
         folder=tmp_path / "search",
     )
-    write_folder = what.trial_folder("trial_1")
-    write_folder.mkdir(parents=True)
-    write_schedule(write_folder, AMENDED, AMENDED.plan(PLAN))
-    trial = Trial(name="trial_1", point=POINT, scores=(Score(1.0, 0.9),), train_s=1.0, state="done", began=0.0)
+    folder = what.trial_folder("trial_1")
+    folder.mkdir(parents=True)
+    write_schedule(folder, AMENDED, AMENDED.plan(PLAN))
+    trial = Trial(
+        name="trial_1", point=POINT, scores=(Score(1.0, 0.9),), train_s=1.0, epochs=4, state="done", began=0.0
+    )
     assert _conclude(run, what, (trial,), Console(file=io.StringIO())) == trial
     best = str(what.folder / BEST)
     assert workload(best) == dataclasses.replace(run, name=f"{run.name}_tuned")
     assert amendments_in(best) == AMENDED
+    assert what.epochs("trial_1") == PLAN.num_epochs
     assert earlier.read_text() == "of a run that was trained"
 
 
