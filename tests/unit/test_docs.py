@@ -103,7 +103,7 @@ def test_runs_are_accepted(arguments: list[str], monkeypatch: pytest.MonkeyPatch
     """All that `mgray train` refuses before Ray starts."""
     trained: list[Run] = []
     stub = types.ModuleType("mgray.trainer")
-    stub.train = lambda run, verbose: trained.append(run)  # type: ignore[attr-defined]
+    stub.train = lambda run, amendments, verbose: trained.append(run)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mgray.trainer", stub)
     monkeypatch.chdir(workspace)
     for name in re.findall(r"runs/\w+", " ".join(arguments)):
