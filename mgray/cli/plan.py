@@ -258,7 +258,9 @@ def _print_proposals(proposals: Sequence[Proposal]) -> None:
     grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
     for name in ("cycles", LONG, "short", "steps", "full", "time", "speed-up", "bound"):
         left = name in ("cycles", LONG, "short")
-        grid.add_column(name, justify="left" if left else "right", no_wrap=name != LONG, min_width=8 if name == LONG else None)
+        grid.add_column(
+            name, justify="left" if left else "right", no_wrap=name != LONG, min_width=8 if name == LONG else None
+        )
     for proposal, following in zip(proposals, [*proposals[1:], None], strict=True):
         plan = proposal.plan
         shapes = {f"{phase.frames}x{phase.crop}": None for phase in plan.phases}

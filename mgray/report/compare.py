@@ -314,7 +314,7 @@ class Comparison:
         if late:
             notes.append(
                 f"The best accuracy of {', '.join(r.name for r in late)} is at its last validation: it may not have stopped "
-                "improving, and a longer baseline might do better."
+                f"improving, and {'a longer baseline' if late[0].run.plan.is_constant else 'longer training'} might do better."
             )
         going = [r.records.name for group in self.groups for r in group.results if not r.records.is_finished]
         if going:
@@ -336,10 +336,14 @@ def compare(runs: Sequence[RunRecords]) -> Comparison:
     The baseline is the first run whose schedule is constant, else the first run, with the runs of its group.
 
     Raises:
-        DataError: there is no run.
+        DataError: there is no run, or one twice.
     """
     if not runs:
         raise DataError("run", [], "names no run", "give the folder of at least one run")
+    folders = [records.path.resolve() for records in runs]
+    twice = next((records for place, records in enumerate(runs) if folders[place] in folders[:place]), None)
+    if twice is not None:
+        raise DataError("run", str(twice.path), "is named twice, as if it were another seed", "name each run once")
     chosen = next((records for records in runs if records.run.plan.is_constant), runs[0])
     grouped: dict[tuple[Run, tuple[str, ...]], list[RunRecords]] = {}
     for records in runs:

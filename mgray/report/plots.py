@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MultipleLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullLocator
 
 from mgray.report.compare import Comparison, Group
 from mgray.report.phases import phase_results
 from mgray.report.records import FloatColumn, IntColumn
-from mgray.report.words import HOURS_FROM_S, factor, percent, seconds
+from mgray.report.words import HOURS_FROM_S, factor, magnitude, percent, seconds
 
 PNG_DPI = 150
 WIDTH_IN = 9.0
@@ -26,6 +26,8 @@ VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "card"} | {
     colour: f"series-{i}" for i, colour in enumerate(SERIES)
 }
 MARKERS = ("o", "s", "^", "D", "v", "P")
+LEAST_RATE = 1e-5
+"""The least learning rate shown, over the largest (a cosine ends near 0)."""
 MAX_POINTS = 360
 """Points of a drawn curve: finer detail than a pixel is not drawn."""
 STYLE: dict[Any, Any] = {
@@ -101,18 +103,36 @@ def accuracy_axis(axes: Axes, metric: str) -> None:
     axes.set_ylabel(f"validation {metric}")
 
 
+def rate_axis(axes: Axes, rates: Sequence[float] | FloatColumn) -> None:
+    """A logarithmic axis for learning rates, with a few round labels however far they span."""
+    high = float(np.max(rates))
+    low = max(float(np.min(rates)), high * LEAST_RATE)
+    axes.set_yscale("log")
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(low / 1.5, high * 1.5)
+    span = high / low
+    locator = MaxNLocator(4) if span < 3 else LogLocator(subs=(1.0, 2.0, 5.0) if span < 50 else (1.0,))
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def draw_accuracy(axes: Axes, group: Group, costs: Sequence[FloatColumn], colour: str, marker: str) -> None:
-    """Accuracy over a cost of each run: the mean and range where all runs were validated equally often."""
+    """Accuracy over a cost of each run: the mean and range where all runs were validated equally often.
+
+    A line that reaches the frame is drawn over it whole; an empty one without a clip would give its panel no size.
+    """
     accuracies = [np.array([record.score for record in result.records.evals]) for result in group.results]
     if len(costs) > 1 and len({len(cost) for cost in costs}) == 1:
         mean, cost = np.mean(accuracies, axis=0), np.mean(costs, axis=0)
         axes.fill_between(cost, np.min(accuracies, axis=0), np.max(accuracies, axis=0), color=colour, alpha=0.15, lw=0)
         label = f"{plain(group.label)} (mean and range of {len(costs)} runs)"
-        axes.plot(cost, mean, color=colour, marker=marker, label=label, clip_on=False)
+        axes.plot(cost, mean, color=colour, marker=marker, label=label, clip_on=not len(cost))
         return
     label = plain(group.label) + (f" ({len(costs)} runs)" if len(costs) > 1 else "")
     for number, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=True)):
-        axes.plot(cost, accuracy, color=colour, marker=marker, label="" if number else label, clip_on=False)
+        text = "" if number else label
+        axes.plot(cost, accuracy, color=colour, marker=marker, label=text, clip_on=not len(cost))
 
 
 def accuracy_over_time(comparison: Comparison) -> Figure:
@@ -180,7 +200,7 @@ def thinned(count: int) -> IntColumn:
 
 
 def throughput(comparison: Comparison) -> Figure:
-    figure, (rate, wait) = new_axes(2, 1, 4.8, share_x=True)
+    figure, (rate, work, wait) = new_axes(3, 1, 6.4, share_x=True)
     ticks: list[float] = []
     names: list[str] = []
     place = 0.0
@@ -188,9 +208,11 @@ def throughput(comparison: Comparison) -> Figure:
         phases = phase_results(group.results[0].records)
         places = place + np.arange(len(phases))
         rate.bar(places, [phase.clips_per_s for phase in phases], width=0.72, color=colour, label=plain(group.label))
+        work.bar(places, [phase.voxels_per_s for phase in phases], width=0.72, color=colour)
         wait.bar(places, [phase.wait_share for phase in phases], width=0.72, color=colour)
         for axes, heights, labels in (
             (rate, [phase.clips_per_s for phase in phases], [_short(phase.clips_per_s) for phase in phases]),
+            (work, [phase.voxels_per_s for phase in phases], [magnitude(phase.voxels_per_s) for phase in phases]),
             (wait, [phase.wait_share for phase in phases], [f"{_short(100 * p.wait_share)} %" for p in phases]),
         ):
             for x, y, text in zip(places, heights, labels, strict=True):
@@ -202,8 +224,10 @@ def throughput(comparison: Comparison) -> Figure:
     wait.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g} %"))
     wait.set_xlabel("frames x crop of each phase, in order")
     rate.set_ylabel("clips/s")
+    work.set_ylabel("voxels/s")
+    work.yaxis.set_major_formatter(FuncFormatter(lambda value, _: magnitude(value)))
     wait.set_ylabel("data wait")
-    for axes in (rate, wait):
+    for axes in (rate, work, wait):
         axes.grid(visible=False, axis="x")
         axes.margins(y=0.16)
         axes.tick_params(axis="x", length=0)
