@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLo
 from mgray.report.compare import Comparison, Group
 from mgray.report.phases import phase_results
 from mgray.report.records import FloatColumn, IntColumn
-from mgray.report.words import HOURS_FROM_S, factor, magnitude, percent, seconds
+from mgray.report.words import HOURS_FROM_S, factor, percent, seconds
 
 PNG_DPI = 150
 WIDTH_IN = 9.0
@@ -200,38 +200,41 @@ def thinned(count: int) -> IntColumn:
 
 
 def throughput(comparison: Comparison) -> Figure:
+    """Clips and voxels a second, and data wait, as a bar for each phase of each group's first run."""
+    groups = [(group, colour, phase_results(group.results[0].records)) for group, colour, _ in series(comparison)]
     figure, (rate, work, wait) = new_axes(3, 1, 6.4, share_x=True)
+    power = max((int(math.log10(max(p.voxels_per_s, 1.0))) // 3 for *_, phases in groups for p in phases), default=0)
+    is_crowded = sum(len(phases) for *_, phases in groups) > 20
     ticks: list[float] = []
     names: list[str] = []
     place = 0.0
-    for group, colour, _ in series(comparison):
-        phases = phase_results(group.results[0].records)
+    for group, colour, phases in groups:
         places = place + np.arange(len(phases))
-        rate.bar(places, [phase.clips_per_s for phase in phases], width=0.72, color=colour, label=plain(group.label))
-        work.bar(places, [phase.voxels_per_s for phase in phases], width=0.72, color=colour)
-        wait.bar(places, [phase.wait_share for phase in phases], width=0.72, color=colour)
-        for axes, heights, labels in (
-            (rate, [phase.clips_per_s for phase in phases], [_short(phase.clips_per_s) for phase in phases]),
-            (work, [phase.voxels_per_s for phase in phases], [magnitude(phase.voxels_per_s) for phase in phases]),
-            (wait, [phase.wait_share for phase in phases], [f"{_short(100 * p.wait_share)} %" for p in phases]),
+        shares = [100 * phase.wait_share for phase in phases]
+        for axes, heights, sign in (
+            (rate, [phase.clips_per_s for phase in phases], ""),
+            (work, [phase.voxels_per_s / 1000**power for phase in phases], ""),
+            (wait, shares, " %"),
         ):
-            for x, y, text in zip(places, heights, labels, strict=True):
-                axes.annotate(text, (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+            axes.bar(places, heights, width=0.72, color=colour, label=plain(group.label))
+            for x, y in zip(places, heights, strict=True):
+                axes.annotate(
+                    _short(y) + sign, (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8, rotation=90 if is_crowded else 0
+                )  # fmt: skip
         ticks += list(places)
         names += [f"{phase.frames}x{phase.crop}" for phase in phases]
         place += len(phases) + 0.8
-    wait.set_xticks(ticks, names, rotation=0 if len(names) <= 20 else 60, fontsize=8)
-    wait.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g} %"))
+    wait.set_xticks(ticks, names, rotation=60 if is_crowded else 0, fontsize=8)
+    wait.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 3):g} %"))
     wait.set_xlabel("frames x crop of each phase, in order")
     rate.set_ylabel("clips/s")
-    work.set_ylabel("voxels/s")
-    work.yaxis.set_major_formatter(FuncFormatter(lambda value, _: magnitude(value)))
+    work.set_ylabel(f"{('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}voxel/s")
     wait.set_ylabel("data wait")
     for axes in (rate, work, wait):
         axes.grid(visible=False, axis="x")
-        axes.margins(y=0.16)
+        axes.margins(y=0.4 if is_crowded else 0.16)
         axes.tick_params(axis="x", length=0)
-    wait.set_ylim(0, max(0.05, wait.get_ylim()[1]))
+    wait.set_ylim(0, max(5.0, wait.get_ylim()[1]))
     legend(figure, rate)
     return figure
 

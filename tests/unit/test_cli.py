@@ -61,6 +61,19 @@ def test_no_arguments_teach(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {command} " in text
         assert f"mgray {command}" in text
     assert all(name.removesuffix("_baseline") in text for name in WORKLOADS)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_usage_line_names_each_argument_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, start in (
+        ("report", "usage: mgray report [-h] RUN [RUN ...]"),
+        ("ctl", "usage: mgray ctl [-h] RUN ACTION [VALUE]"),
+        ("train", "usage: mgray train NAME [-h]"),
+        ("plan", "usage: mgray plan [NAME] [-h]"),
+        ("bench", "usage: mgray bench BENCHMARK [...]"),
+    ):
+        assert cli.main([command, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(start)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -198,6 +211,8 @@ def test_plan_options_apply_over_the_workload(capsys: pytest.CaptureFixture[str]
         ["demo", "--data.num-samples", "500"],
         ["--data.num-samples", "500", "demo"],
         ["--data.num_samples=500", "demo"],
+        ["--data.num-samples=500", "--plan.no-short-cycle", "demo"],
+        ["--data.num-samples=500", "--json", "demo"],
     ],
 )
 def test_name_may_follow_options(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
@@ -457,7 +472,10 @@ def test_bench_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("which", BENCHES)
 def test_each_benchmark_has_help(which: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", which, "--help"]) == 0
-    assert all(example in capsys.readouterr().out for example in COMMANDS["bench"].examples[:1])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: mgray bench {which} [-h] ")
+    own = [example for example in COMMANDS["bench"].examples if example.startswith(f"mgray bench {which} ")]
+    assert own and all(example in text for example in own)
 
 
 @pytest.mark.parametrize(("arguments", "data"), [([], None), (["--data", "videos"], "videos")])
