@@ -111,10 +111,8 @@ def _words(point: Point) -> str:
 
 def trials_table(search: Search, rows: Sequence[Row], *, best: str | None, title: str) -> Table:
     """One row a trial; the searched run's own point is called own."""
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False, title=title, title_justify="left"
-    )
-    table.add_column("trial", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False, title=title, title_justify="left")
+    table.add_column("trial", justify="right", no_wrap=True)
     for name in search.space:
         table.add_column(name, overflow="fold")
     target = search.goal.objective == "cost"
@@ -122,11 +120,11 @@ def trials_table(search: Search, rows: Sequence[Row], *, best: str | None, title
         "epochs",
         "cost",
         search.metric,
-        *([f"cost to {100 * search.goal.target:.0f} %"] if target else ()),
+        *([f"to {100 * search.goal.target:.0f} %"] if target else ()),
         "time",
         "state",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for number, (name, point, scores, state, train_s, epochs) in enumerate(rows):
         reached = cost_to(scores, search.goal.target)
         values = [point[parameter] for parameter in search.space]
@@ -149,7 +147,10 @@ def print_trials(search: Search, rows: Sequence[Row], best: str, console: Consol
     wide = console if console.is_terminal else Console(file=console.file, width=PIPE_WIDTH)
     number = next(place for place, row in enumerate(rows) if row[0] == best)
     wide.print(trials_table(search, rows, best=best, title=f"{len(rows)} trials; the best is {number}"))
-    wide.print(f"cost: of the searched run's own voxels; {search.metric}: best validation, %", highlight=False)
+    reached = (
+        f"; to {100 * search.goal.target:.0f} %: the cost that reaches it" if search.goal.objective == "cost" else ""
+    )
+    wide.print(f"cost: of the searched run's own voxels; {search.metric}: best validation, %{reached}", highlight=False)
 
 
 def plot_pareto(

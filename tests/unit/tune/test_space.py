@@ -49,7 +49,7 @@ def test_where_the_cost_is_fixed_the_length_is_not_searched() -> None:
         fixed = searched(space(run), Goal(objective="accuracy", budget=1.0))
         free = searched(space(run), Goal(objective="cost", budget=1.0, target=0.9))
         assert free == space(run)
-        assert set(free) - set(fixed) == ({"epoch_factor"} if name == "cycles" else set())
+        assert set(free) - set(fixed) == ({"length"} if name == "cycles" else set())
 
 
 def test_unknown_fields_are_refused() -> None:
