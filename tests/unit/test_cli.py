@@ -266,10 +266,14 @@ def test_plan_predicts_time_from_measured_steps(tmp_path: Path, capsys: pytest.C
     found = plan_json(capsys, *arguments[1:], "--json")
     assert found["forecast"]["speed_up"] == pytest.approx(found["totals"]["step_ratio"], rel=1e-3)
     assert found["forecast"]["gpus"] == 1
+    twice = plan_json(capsys, *arguments[1:], "--gpus", "2", "--plan.batch-policy", "per_worker", "--json")
+    for name in ("num_steps", "baseline_steps"):
+        assert twice["totals"][name] == pytest.approx(found["totals"][name] / 2, rel=0.1)
     assert cli.main([*arguments, "--gpus", "2", "--decode-rate", "100", "--cores", "4", "--optimise"]) == 0
     shown = capsys.readouterr().out
     assert "2 device(s):" in shown and "ACCURACY IS NOT PREDICTED" in shown and "--plan.long-factors" in shown
     assert max(map(len, shown.partition("device(s)")[0].splitlines())) <= 120
+    assert "as they are" in shown and "the paper's" in shown  # this plan has no long cycle
 
 
 def fake_module(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> list[tuple[tuple[Any, ...], dict]]:
