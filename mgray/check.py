@@ -18,6 +18,7 @@ from mgray.data.storage import answered, unreadable
 from mgray.errors import CheckpointError, ConfigError, MgrayError
 from mgray.model import check_model
 from mgray.plan import Plan
+from mgray.plan.state import ScheduleState
 
 SHARDS_FOLDER = "shards"
 """Folder of a storage that holds the shards of the videos that runs were given."""
@@ -153,6 +154,27 @@ def check_name(run: Run) -> None:
                 "name", run.name, f"is a run with other settings ({differences(earlier.to_json(), run)})",
                 f"give another --name, or remove {stored.parent}",
             )  # fmt: skip
+
+
+def check_amendments(run: Run, amendments: ScheduleState | None) -> None:
+    """Refuse to bring amendments into a run that was begun without them.
+
+    Raises:
+        CheckpointError: another --name is needed.
+    """
+    folder = run_folder(run)
+    if amendments is None or not (folder / "run.json").is_file():
+        return
+    wanted = amendments.to_json()["amendments"]
+    try:
+        own = json.loads((folder / "schedule.json").read_text())["amendments"]
+        is_theirs = own[: len(wanted)] == wanted
+    except (OSError, ValueError, KeyError, TypeError):
+        is_theirs = not wanted
+    if not is_theirs:
+        raise CheckpointError(
+            "name", run.name, "is a run without the amendments that are given with it", f"give another --name, or remove {folder}"
+        )  # fmt: skip
 
 
 def check_tracker(run: Run) -> None:

@@ -32,6 +32,9 @@ NEWER_FIELDS = {
 }
 """Fields that digests leave out at their defaults: runs from before them go on."""
 
+AMENDMENTS = "amendments"
+"""In a run's JSON file beside the run's fields: those that a search made to its schedule (`ScheduleState.to_json`)."""
+
 
 def _require(ok: bool, name: str, value: object, problem: str, remedy: str) -> None:
     if not ok:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mgray.attempts import Attempts
-from mgray.check import SHARDS_FOLDER, check_run, is_shards, run_folder, starts_afresh
+from mgray.check import SHARDS_FOLDER, check_amendments, check_run, is_shards, run_folder, starts_afresh
 from mgray.config import Run
 from mgray.control import announce, in_progress
 from mgray.data.annotations import read_annotations
@@ -34,8 +34,9 @@ from mgray.driver import start_driver
 from mgray.errors import ConfigError, TrainingError
 from mgray.jsonfile import write_json
 from mgray.plan import Plan
+from mgray.plan.state import ScheduleState
 from mgray.report.records import read_run
-from mgray.train.checkpoint import schedule_so_far
+from mgray.train.checkpoint import begin_amended, schedule_so_far
 from mgray.train.initial import initial_line
 from mgray.train.metrics import METRICS
 
@@ -62,16 +63,22 @@ class TrainResult:
     metric: str = "top-1"
 
 
-def train(run: Run, *, verbose: bool = False, console: Console | None = None) -> TrainResult:
+def train(
+    run: Run, *, amendments: ScheduleState | None = None, verbose: bool = False, console: Console | None = None
+) -> TrainResult:
     """Train a run from its newest checkpoint to its end, on Ray.
 
     Starts a local Ray where none runs, and ends it afterwards. Data that is no shards yet is ingested first.
+
+    Args:
+        amendments: of its schedule, which the run begins with.
 
     Raises:
         MgrayError: bad input (before Ray starts), or what kept the run from its end.
     """
     console = console or Console()
     check_run(run)
+    check_amendments(run, amendments)
     run = _absolute(run)
     folder = run_folder(run)
     if _finished(folder):
@@ -87,7 +94,10 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
         if run.model.init and starts_afresh(run):
             console.print(f"{run.name}: {initial_line(run.model, len(shards.classes))}", soft_wrap=True)
         with in_progress(folder):
-            schedule = schedule_so_far(folder, plan)
+            if amendments is None or (folder / "run.json").is_file():
+                schedule = schedule_so_far(folder, plan)
+            else:
+                schedule = begin_amended(folder, plan, amendments)
             _write_records(folder, run, schedule.plan(plan), shards)
             driver = start_driver(run.name, plan, schedule)
             announce(folder)

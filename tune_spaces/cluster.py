@@ -7,7 +7,7 @@ from tune_spaces.ranges import Choice, Space
 
 
 def cluster(run: Run) -> Space:
-    """Workers (which change the time and nothing else), B with the learning rate in proportion, clips of a batch-norm group."""
+    """Workers (which change the time and nothing else, so that no objective depends on them), B with the learning rate in proportion, clips of a batch-norm group."""
     plan = run.plan
     batches = (max(1, plan.batch // 2), plan.batch, plan.batch * 2)
     return {

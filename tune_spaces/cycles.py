@@ -60,5 +60,5 @@ def cycles(run: Run) -> Space:
                 "0.4": {"plan.final_share": 0.4},
             }
         ),
-        "epochs": Uniform("plan.epoch_factor", 0.6, 1.6),
+        "length": Uniform("plan.epoch_factor", 0.6, 1.6),
     }

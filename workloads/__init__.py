@@ -24,7 +24,7 @@ WORKLOADS: Mapping[str, Callable[[], Run]] = {
     **FINETUNE,
 }
 FORMS = (
-    "NAME_baseline trains at the full shape throughout. Those of published datasets are for 8 GPUs; NAME_1gpu, NAME_128gpu have batch "
+    "All have both cycles; NAME_baseline trains at the full shape throughout. Those of published datasets are for 8 GPUs; NAME_1gpu, NAME_128gpu have batch "
     "and learning rates for as many. Those from Kinetics weights (--model.init) have a form for fresh ones: NAME_scratch, NAME_scratch_1gpu."
 )
 """What may follow a name, for people."""

@@ -112,6 +112,8 @@ class StepBench:
 
     device: str
     model: str
+    settings: dict[str, Any]
+    """Of the model, `ModelSection`."""
     workers: int
     precision: str
     compiled: bool
@@ -125,7 +127,7 @@ class StepBench:
     def to_json(self) -> dict[str, Any]:
         """`mgray plan NAME --step-times FILE` reads it."""
         return {
-            "device": self.device, "model": self.model, "workers": self.workers, "precision": self.precision,
+            "device": self.device, "model": self.model, "settings": self.settings, "workers": self.workers, "precision": self.precision,
             "compile": self.compiled, "rounds": self.rounds,
             "peak": {"flops_per_s": self.peak.flops, "source": self.peak.source},
             "step_seconds": {str(step.batch): step.ours.seconds for step in self.steps},
@@ -218,7 +220,7 @@ def measure(
             interrupted = True
     depth = f" depth {run.model.depth} width {run.model.width}" if run.model.name in DEPTHS else ""
     return StepBench(
-        device=name_of(place), model=run.model.name + depth, workers=workers, precision=precision, compiled=run.train.compile,
+        device=name_of(place), model=run.model.name + depth, settings=dataclasses.asdict(run.model), workers=workers, precision=precision, compiled=run.train.compile,
         rounds=rounds, peak=peak, steps=tuple(steps), left=wanted[len(steps) :], interrupted=interrupted,
     )  # fmt: skip
 

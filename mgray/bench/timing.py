@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mgray.config import Run
+from mgray.config import ModelSection, Run
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import TrainSource
 from mgray.errors import ConfigError
@@ -56,20 +56,29 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else 0.0
 
 
-def read_step_times(sources: Sequence[str]) -> StepTimes:
-    """The step times of `sources`: runs' folders, JSON of `mgray bench step`, JSON `{"64x32x224x224": seconds}`.
+def read_step_times(sources: Sequence[str], model: ModelSection | None = None) -> StepTimes:
+    """The step times of `sources`: runs' folders, JSON of `mgray bench step`, JSON `{"64x32x224x224": seconds}` of one device or
+    `{"workers": 8, "step_seconds": {...}}`.
 
     Of a run, a shape takes the median of the steps that no opening of a pipeline disturbs, without the time that workers waited
     for clips. On a GPU, whose kernels run on while the loop waits, that may be too little; `mgray bench step` measures there.
 
+    Args:
+        model: that the times are to be of, where a source says which it was; None for any, the same of all.
+
     Raises:
-        ConfigError: one is none of these, or two are of different models.
+        ConfigError: one is none of these, or of another model.
         DataError: a run's records cannot be read.
     """
     found = [_of_run(Path(source)) if Path(source).is_dir() else _of_file(source) for source in sources]
-    models = {model: source for source, (_, model) in zip(sources, found, strict=True) if model}
-    if len(models) > 1:
-        raise ConfigError("step_times", sources[-1], "is of another model", f"do not put it beside {sources[0]}")
+    first = None if model is None else _timed_fields(dataclasses.asdict(model))
+    for source, (_, fields) in zip(sources, found, strict=True):
+        first = first or fields
+        if fields and first and (differ := [name for name in fields if fields[name] != first.get(name)]):
+            raise ConfigError(
+                "step_times", source, f"is of another model ({', '.join(f'{name} {fields[name]} -> {first.get(name)}' for name in differ)})",
+                "name a run of this model, or give its --model.* options",
+            )  # fmt: skip
     parts = [part for part, _ in found]
     return StepTimes(
         timing=Timing.fit((p for part in parts for p in part.timing.points), "; ".join(p.timing.source for p in parts)),
@@ -78,17 +87,28 @@ def read_step_times(sources: Sequence[str]) -> StepTimes:
     )
 
 
-def _of_file(source: str) -> tuple[StepTimes, str]:
+def _timed_fields(model: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model that its times depend on."""
+    return {f"model.{name}": value for name, value in model.items() if name not in ("init", "dropout")}
+
+
+def _of_file(source: str) -> tuple[StepTimes, dict[str, Any]]:
+    """Its step times, and the settings of its model (of times by batch alone none)."""
     tree = _read_json("step_times", source, 'write {"64x32x224x224": 0.95, ...}')
     if "step_seconds" not in tree:
-        return StepTimes(timing=Timing.of_table(_numbers("step_times", source, tree), source)), ""
-    workers = int(tree.get("workers", 1))
+        return StepTimes(timing=Timing.of_table(_numbers("step_times", source, tree), f"{source} (one device)")), {}
+    workers, settings = tree.get("workers", 1), tree.get("settings", {})
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError("step_times", source, f"holds no number of workers ({workers!r})", 'write e.g. "workers": 8')
+    if not isinstance(settings, dict):
+        raise ConfigError("step_times", source, "holds no settings of a model", "measure again with mgray bench step")
     label = f"{source} ({tree.get('model', '?')} on {workers} x {tree.get('device', '?')})"
-    return StepTimes(timing=Timing.of_table(_numbers("step_times", source, tree["step_seconds"]), label, workers)), ""
+    timing = Timing.of_table(_numbers("step_times", source, tree["step_seconds"]), label, workers)
+    return StepTimes(timing=timing), _timed_fields(settings)
 
 
-def _of_run(folder: Path) -> tuple[StepTimes, str]:
-    """Its step times, and its model."""
+def _of_run(folder: Path) -> tuple[StepTimes, dict[str, Any]]:
+    """Its step times, and the settings of its model."""
     records = read_run(folder)
     steps = records.steps
     starts = [event for event in records.events if event.event in ("start", "resume")]
@@ -122,7 +142,7 @@ def _of_run(folder: Path) -> tuple[StepTimes, str]:
     )
     timing = Timing.fit(points, f"{folder} ({workers} worker(s), {len(steps):,} steps)")
     found = StepTimes(timing=timing, device_cores=device_cores, losses=(losses,))
-    return found, json.dumps(dataclasses.asdict(records.run.model), sort_keys=True)
+    return found, _timed_fields(dataclasses.asdict(records.run.model))
 
 
 def _pipelines(records: RunRecords, workers: int, starts: set[int]) -> tuple[list[int], npt.NDArray[np.bool_]]:
@@ -160,7 +180,13 @@ def read_decode_times(source: str) -> Timing:
         return measure_decode(Path(source))
     tree = _read_json("decode_rate", source, 'write a number, or {"32x224x224": 80.0, ...}')
     if "cells" in tree:
-        tree = {f"{c['frames']}x{c['size']}x{c['size']}": c["clips_per_s_per_core"]["shards"] for c in tree["cells"]}
+        try:
+            cells = tree["cells"]
+            tree = {f"{c['frames']}x{c['size']}x{c['size']}": c["clips_per_s_per_core"]["shards"] for c in cells}
+        except (KeyError, TypeError):
+            raise ConfigError(
+                "decode_rate", source, "has cells without frames, size and clips_per_s_per_core", "write it with mgray bench feed --json"
+            ) from None  # fmt: skip
     rates = _numbers("decode_rate", source, tree)
     return Timing.of_table({key: 1 / rate if rate else math.inf for key, rate in rates.items()}, source)
 

@@ -100,18 +100,34 @@ class BenchNormArguments:
 
 def _bench(arguments: Sequence[str]) -> None:
     what, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in BENCHES else ("", arguments)
-    if not what and not set(rest) & {"-h", "--help"}:
+    if not what and set(rest) & {"-h", "--help"}:
+        print(_overview())
+        return
+    if not what:
         raise ConfigError(
             "BENCHMARK",
             " ".join(rest[:1]),
             "is no benchmark",
             "write mgray bench loop, step, norm, feed, quality or scale",
         )
-    BENCHES[what or "loop"](rest)
+    BENCHES[what][0](rest)
+
+
+def _overview() -> str:
+    lines = ["usage: mgray bench BENCHMARK [...]", "", BENCH.summary, "", "benchmarks"]
+    lines += [f"  {name:9}{summary}" for name, (_, summary) in BENCHES.items()]
+    return "\n".join([*lines, BENCH.help_end(), "", "mgray bench BENCHMARK --help lists a benchmark's options."])
+
+
+def _command(what: str) -> Command:
+    """A benchmark as a command of its own."""
+    name = f"bench {what}"
+    examples = tuple(example for example in BENCH.examples if example.startswith(f"mgray {name} "))
+    return Command(name=name, arguments="", summary=BENCHES[what][1], examples=examples, run=BENCHES[what][0])
 
 
 def _bench_loop(arguments: Sequence[str]) -> None:
-    command = parse(BenchArguments, arguments, BENCH)
+    command = parse(BenchArguments, arguments, _command("loop"))
     workload(command.workload)
     for name, value in (("workers", command.workers), ("rounds", command.rounds)):
         if value < 1:
@@ -123,7 +139,7 @@ def _bench_loop(arguments: Sequence[str]) -> None:
 
 
 def _bench_step(arguments: Sequence[str]) -> None:
-    command = parse(BenchStepArguments, arguments, BENCH)
+    command = parse(BenchStepArguments, arguments, _command("step"))
     for name in ("share", "scale_down", "rounds"):
         if getattr(command, name) < 1:
             raise ConfigError(name, getattr(command, name), "must be at least 1", "give a positive whole number")
@@ -150,7 +166,7 @@ def _bench_step(arguments: Sequence[str]) -> None:
 
 
 def _bench_norm(arguments: Sequence[str]) -> None:
-    command = parse(BenchNormArguments, arguments, BENCH)
+    command = parse(BenchNormArguments, arguments, _command("norm"))
     if command.rounds < 1:
         raise ConfigError("rounds", command.rounds, "must be at least 1", "give a positive whole number")
     from mgray.bench.norm import measure
@@ -163,7 +179,7 @@ def _bench_norm(arguments: Sequence[str]) -> None:
 
 
 def _bench_feed(arguments: Sequence[str]) -> None:
-    command = parse(BenchFeedArguments, arguments, BENCH)
+    command = parse(BenchFeedArguments, arguments, _command("feed"))
     if command.gop < 1:
         raise ConfigError("gop", command.gop, "must be at least 1", "give a positive whole number")
     DataSection(levels=command.levels, enlarge=command.enlarge)  # refuses what cannot be
@@ -186,7 +202,7 @@ def _bench_feed(arguments: Sequence[str]) -> None:
 
 
 def _bench_quality(arguments: Sequence[str]) -> None:
-    command = parse(BenchQualityArguments, arguments, BENCH)
+    command = parse(BenchQualityArguments, arguments, _command("quality"))
     if command.clips < 1:
         raise ConfigError("clips", command.clips, "must be at least 1", "give a positive whole number")
     from mgray.bench.quality import bench_quality, quality_rows
@@ -218,7 +234,7 @@ class BenchScaleArguments:
 
 
 def _bench_scale(arguments: Sequence[str]) -> None:
-    command = parse(BenchScaleArguments, arguments, BENCH)
+    command = parse(BenchScaleArguments, arguments, _command("scale"))
     for name, values, least in (("ranks", command.ranks, 1), ("steps", (command.steps,), 32)):
         for value in values:
             if value < least:
@@ -232,20 +248,21 @@ def _bench_scale(arguments: Sequence[str]) -> None:
         print_scale(rows, command.steps)
 
 
-BENCHES: dict[str, Callable[[Sequence[str]], None]] = {
-    "loop": _bench_loop,
-    "step": _bench_step,
-    "norm": _bench_norm,
-    "feed": _bench_feed,
-    "quality": _bench_quality,
-    "scale": _bench_scale,
+BENCHES: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "loop": (_bench_loop, "The training loop, fed by Ray, beside a bare torch loop of the same model."),
+    "step": (_bench_step, "A step of each shape of a schedule, beside the plain module."),
+    "norm": (_bench_norm, "Grouped batch norm beside torch's."),
+    "feed": (_bench_feed, "Decoding beside PyAV and other readers."),
+    "quality": (_bench_quality, "The pyramid's pictures beside their sources'."),
+    "scale": (_bench_scale, "What coordination costs on up to 1,024 ranks."),
 }
+"""What each benchmark runs and measures."""
 
 
 BENCH = Command(
     name="bench",
     arguments="loop|step|norm|feed|quality|scale",
-    summary="Measure: `mgray bench loop` sets the loop beside bare torch, `step` a step of each shape beside the plain module, `norm` grouped batch norm beside torch's, `feed` the decoding beside PyAV and others, `quality` the pyramid beside its sources, `scale` what coordination costs on up to 1,024 ranks.",
+    summary="Measure mgray beside what others do: its loop, its steps, its decoding and more.",
     examples=(
         "mgray bench loop --workers 2 --rounds 9",
         "mgray bench step --workload kinetics400_slowfast_r50 --share 8 --json > steps.json",

@@ -16,7 +16,7 @@ from mgray.cli.ctl import CTL
 from mgray.cli.demo import DEMO
 from mgray.cli.evaluate import EVAL, PREDICT
 from mgray.cli.ingest import INGEST, SHARDS
-from mgray.cli.parse import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, Command, hint, workload_lines
+from mgray.cli.parse import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, Command, entry, hint, workload_lines
 from mgray.cli.plan import PLAN
 from mgray.cli.report import REPORT
 from mgray.cli.train import TRAIN
@@ -31,7 +31,7 @@ COMMANDS: dict[str, Command] = {
 
 def _overview() -> str:
     lines = ["mgray: multigrid training of video models on Ray", "", "usage: mgray COMMAND [...]", "", "commands"]
-    lines += [f"  {name:8}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [line for name, command in COMMANDS.items() for line in entry(name, command.summary, 8)]
     lines += ["", "examples", *(f"  {command.examples[0]}" for command in COMMANDS.values()), ""]
     return "\n".join([*lines, *workload_lines(), "", "mgray COMMAND --help lists a command's options."])
 

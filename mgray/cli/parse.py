@@ -18,17 +18,18 @@ from typing import Any, TypeVar
 
 import tyro
 
-from mgray.config import Run
+from mgray.config import AMENDMENTS, Run
 from mgray.errors import ConfigError
+from mgray.plan.state import ScheduleState
 from workloads import FORMS, WORKLOADS, find
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-FORMS_WIDTH = 110
+HELP_WIDTH = 80
 SOME_WORKLOADS = "demo, folder, kinetics400_slowfast_r50"
-FLAGS = ("--json", "--verbose")
-"""Options without a value, which NAME may follow."""
+FLAGS = ("--json", "--verbose", "--optimise")
+"""Options without a value, besides those of a run."""
 PLAINER = (
     (r"^Error parsing OPTION: ", ""),
     (r"invalid literal for int.*", "is no whole number"),
@@ -64,8 +65,21 @@ class Command:
 def workload_lines() -> list[str]:
     names = [name for name in WORKLOADS if not name.endswith("_baseline")]
     width = max(map(len, names)) + 2
-    lines = [f"  {name:{width}}{(WORKLOADS[name].__doc__ or '').splitlines()[0]}" for name in names]
-    return ["workloads (NAME)", *lines, *(f"  {line}" for line in textwrap.wrap(FORMS, FORMS_WIDTH))]
+    texts = {name: (WORKLOADS[name].__doc__ or "").splitlines()[0].removesuffix(": both cycles.") for name in names}
+    lines = [line for name, text in texts.items() for line in entry(name, text, width)]
+    forms = textwrap.wrap(FORMS, HELP_WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return ["workloads (NAME)", *lines, *forms]
+
+
+def entry(name: str, text: str, width: int) -> list[str]:
+    """A name and what is said of it in a column beside it, `width` after the names begin."""
+    return textwrap.wrap(
+        text,
+        HELP_WIDTH,
+        initial_indent=f"  {name:{width}}",
+        subsequent_indent=" " * (width + 2),
+        break_on_hyphens=False,
+    )
 
 
 def take_name(arguments: list[str]) -> str | None:
@@ -74,9 +88,18 @@ def take_name(arguments: list[str]) -> str | None:
         return arguments.pop(0)
     for place in range(1, len(arguments)):
         before = arguments[place - 1]
-        if find(arguments[place]) is not None and (not before.startswith("-") or before in FLAGS or "=" in before):
+        if find(arguments[place]) is not None and (not before.startswith("-") or is_flag(before) or "=" in before):
             return arguments.pop(place)
     return None
+
+
+def is_flag(option: str) -> bool:
+    """Whether an option takes no value, so that NAME may follow it, e.g. `--plan.no-short-cycle`."""
+    section, dot, name = option.lstrip("-").replace("-", "_").partition(".")
+    kind = typing.get_type_hints(Run).get(section)
+    if not dot or not dataclasses.is_dataclass(kind):
+        return option in FLAGS
+    return typing.get_type_hints(kind).get(name.removeprefix("no_")) is bool
 
 
 def base_run(arguments: list[str], remedy: str) -> tuple[str, Run]:
@@ -99,7 +122,7 @@ def workload(name: str) -> Run:
         ConfigError: there is no such workload or file, or it holds no run.
     """
     if name.endswith(".json"):
-        return _run_file(Path(name))
+        return Run.from_json({key: value for key, value in _run_file(name).items() if key != AMENDMENTS})
     run = find(name)
     if run is None:
         near = difflib.get_close_matches(name, list(WORKLOADS), n=1)
@@ -108,16 +131,33 @@ def workload(name: str) -> Run:
     return run
 
 
-def _run_file(path: Path) -> Run:
+def amendments_in(name: str) -> ScheduleState | None:
+    """The amendments that a run's JSON file carries; None of a workload, and where there are none.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    if not name.endswith(".json") or (tree := _run_file(name).get(AMENDMENTS)) is None:
+        return None
     try:
-        tree = json.loads(path.read_text())
+        return ScheduleState.from_json(tree)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("NAME", name, f"holds no amendments ({error!r})", "remove them, or search again") from None
+
+
+def _run_file(name: str) -> dict[str, Any]:
+    remedy = "name a file such as best.json of mgray tune"
+    try:
+        tree = json.loads(Path(name).read_text())
     except OSError as error:
         raise ConfigError(
-            "NAME", str(path), f"cannot be read ({error.strerror})", "name a workload or a run's JSON"
+            "NAME", name, f"cannot be read ({error.strerror})", "name a workload or a run's JSON"
         ) from None
     except ValueError:
-        raise ConfigError("NAME", str(path), "is no JSON", "name a file such as best.json of mgray tune") from None
-    return Run.from_json(tree)
+        raise ConfigError("NAME", name, "is no JSON", remedy) from None
+    if not isinstance(tree, dict):
+        raise ConfigError("NAME", name, "is no run's JSON", remedy)
+    return tree
 
 
 def hint(given: str, names: Iterable[str]) -> str:
@@ -145,7 +185,7 @@ def parse(
             parsed, unknown = tyro.cli(
                 kind,
                 args=arguments,
-                prog=f"mgray {command.name} {command.arguments}".strip(),
+                prog=_program(kind, command),
                 description=command.summary,
                 default=kind() if default is None else default,
                 return_unknown_args=True,
@@ -158,6 +198,14 @@ def parse(
     if unknown:
         raise _unknown_argument(unknown[0].partition("=")[0], kind, command.name)
     return parsed
+
+
+def _program(kind: type[Any], command: Command) -> str:
+    """The beginning of a usage line, to which tyro adds the arguments that it parses."""
+    hints = typing.get_type_hints(kind, include_extras=True).values()
+    is_parsed = any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in hints)
+    words = command.arguments if command.workloads or not is_parsed else ""
+    return f"mgray {command.name} {words}".strip()
 
 
 def _parse_error(text: str, arguments: Sequence[str], command: str) -> ConfigError:

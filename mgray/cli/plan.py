@@ -21,15 +21,22 @@ from mgray.config import ModelSection
 from mgray.errors import ConfigError
 from mgray.model import check_model
 from mgray.plan import ClipShape, Cluster, Network, Plan, PlanSpec, PlanTable, Proposal, Timing, forecast, optimise
+from mgray.plan.forecast import on_workers
 from mgray.plan.forecast_table import duration, forecast_table
+from mgray.plan.optimise import GIVEN
 from mgray.pyslowfast import read_plan_spec
 from workloads import DATASETS, Dataset, dataset_of
 
 if TYPE_CHECKING:
     from mgray.bench.timing import StepTimes
 
+CLUSTER_OPTIONS = (
+    "decode_rate", "cores", "device_cores", "tflops", "network_gbit", "latency_us", "node_gpus", "node_gbit", "node_latency_us"
+)  # fmt: skip
+"""Options that change nothing but a prediction."""
 PIPE_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
+LONG = "long (frames x crop)"
 PYSLOWFAST_KEY = r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*"
 
 
@@ -60,20 +67,27 @@ class PlanArguments:
     gpus: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
     """Devices to predict for, one worker on each: time, decoding, cores and network of each phase. 0: those of --step-times, else no prediction."""
     step_times: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE_OR_RUN [...]")] = ()
-    """Measured times: runs' folders, JSON of `mgray bench step`, or {"64x32x224x224": 0.95} (seconds of a step by global batch).
-    Several, on different numbers of devices, tell how a step shrinks with its clips."""
+    """Measured times of the same model: runs' folders, JSON of `mgray bench step`, {"64x32x224x224": 0.95} (seconds of a step of 64 clips
+    on one device), or {"workers": 8, "step_seconds": {...}} (of global batches on 8). Several, on different numbers of devices, tell how a
+    step shrinks with its clips."""
     decode_rate: Annotated[str, tyro.conf.arg(metavar="RATE_OR_FILE_OR_RUN")] = ""
     """Clips a second that a core decodes: a number, JSON by shape or of `mgray bench feed`, or a run whose shards are measured now."""
     cores: float = 0.0
-    """CPU cores of the cluster; 0 is as many as decoding needs."""
+    """CPU cores of the cluster; 0 is as many as decoding needs, which then bounds nothing."""
     device_cores: float | None = None
     """Cores that a device keeps busy itself; default: those of a worker of the run of --step-times, if it trained on CPUs, else 0."""
     tflops: float = 40.0
     """TFLOP/s that a device is taken to do where there are no --step-times."""
     network_gbit: float = 100.0
-    """Gbit/s that each device can send to others."""
+    """Gbit/s that each device can send to other nodes."""
     latency_us: float = 20.0
-    """Microseconds of a message from one device to another."""
+    """Microseconds of a message from one node to another."""
+    node_gpus: Annotated[int, tyro.conf.arg(metavar="INT")] = 8
+    """Devices of a node."""
+    node_gbit: float = 1000.0
+    """Gbit/s that each device can send to another of its node: NVLink has 1200 (V100) to 3600 (H100), PCIe 4 x16 some 200."""
+    node_latency_us: float = 5.0
+    """Microseconds of a message from one device to another of its node."""
     optimise: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Propose the cycle factors that are fastest there (accuracy is not predicted)."""
     model: ModelSection = field(default_factory=ModelSection)
@@ -100,8 +114,12 @@ def _plan(arguments: Sequence[str]) -> None:
             "argument", unread[0], "is not expected here",
             "write NAME first (mgray plan NAME --json); KEY VALUE pairs (SOLVER.BASE_LR 0.2) need --pyslowfast FILE",
         )  # fmt: skip
+    check_model(command.model)
     plan = Plan.compile(command.plan, _num_samples(command.data, dataset))
+    baseline = plan.baseline()
     cluster, clip_flops = _cluster(command)
+    if cluster is not None:
+        plan, baseline = (on_workers(part, cluster.gpus) for part in (plan, baseline))
     found = None if cluster is None else forecast(plan, cluster, clip_flops)
     proposals = optimise(plan, cluster, clip_flops) if command.optimise and cluster is not None else ()
     if command.plot is not None:
@@ -109,14 +127,14 @@ def _plan(arguments: Sequence[str]) -> None:
 
         plot_schedule(plan, command.plot)
     if command.json:
-        tree = plan.to_json()
+        tree = plan.to_json(baseline)
         if found is not None:
             tree["forecast"] = found.to_json()
         if proposals:
             tree["proposals"] = [proposal.to_json() for proposal in proposals]
         print(json_module.dumps(tree, indent=2))
         return
-    _print_table(plan, plan.table())
+    _print_table(plan, plan.table(baseline))
     if command.data.num_samples is None and not command.data.path:
         print(
             f"{dataset.num_train:,} clips are those of {dataset.title}; for yours give --data.num-samples N or --data.path DIR"
@@ -132,14 +150,14 @@ def _plan(arguments: Sequence[str]) -> None:
 def _cluster(command: PlanArguments) -> tuple[Cluster | None, Callable[[ClipShape], float]]:
     """The cluster that is described, and operations by clip shape; torch counts them."""
     if not (command.gpus or command.step_times or command.optimise):
+        _refuse_alone(command)
         return None, lambda _: 0.0
-    for name in ("gpus", "cores", "device_cores", "latency_us"):
+    for name in ("gpus", "cores", "device_cores", "latency_us", "node_latency_us"):
         if (getattr(command, name) or 0) < 0:
             raise ConfigError(name, getattr(command, name), "must not be negative", "give 0 or more")
-    for name in ("tflops", "network_gbit"):
+    for name in ("tflops", "network_gbit", "node_gpus", "node_gbit"):
         if not getattr(command, name) > 0:
             raise ConfigError(name, getattr(command, name), "must be positive", "give a number above 0")
-    check_model(command.model)
     from mgray.model.flops import CLASSES, ModelCost
 
     measured, decode = _measured(command)
@@ -161,11 +179,24 @@ def _cluster(command: PlanArguments) -> tuple[Cluster | None, Callable[[ClipShap
             norm_layers=cost.norm_layers,
             bandwidth=command.network_gbit / 8 * 1e9,
             latency_s=command.latency_us * 1e-6,
+            node_latency_s=command.node_latency_us * 1e-6,
+            node_gpus=command.node_gpus,
+            node_bandwidth=command.node_gbit / 8 * 1e9,
         ),
         opening_s=0.0 if measured is None else measured.opening_s(decode, cores, gpus),
         start_s=0.0 if measured is None else measured.start_s(gpus),
     )
     return cluster, cost.clip_flops
+
+
+def _refuse_alone(command: PlanArguments) -> None:
+    """Refuse an option that describes a cluster for which nothing is predicted."""
+    for name in CLUSTER_OPTIONS:
+        if getattr(command, name) != getattr(PlanArguments(), name):
+            raise ConfigError(
+                name, getattr(command, name), "says something of a cluster, and none is predicted for",
+                "give --gpus N or --step-times, too",
+            )  # fmt: skip
 
 
 def _measured(command: PlanArguments) -> tuple[StepTimes | None, Timing | None]:
@@ -175,7 +206,7 @@ def _measured(command: PlanArguments) -> tuple[StepTimes | None, Timing | None]:
     from mgray.bench.timing import read_decode_times, read_step_times
 
     return (
-        read_step_times(command.step_times) if command.step_times else None,
+        read_step_times(command.step_times, command.model) if command.step_times else None,
         read_decode_times(command.decode_rate) if command.decode_rate else None,
     )
 
@@ -210,6 +241,7 @@ def _num_samples(data: DataArguments, dataset: Dataset) -> int:
 
 def _print_table(plan: Plan, table: PlanTable) -> None:
     console = _console()
+    table = table.within(console.width)
     grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
     for name in table.head:
         grid.add_column(name, justify="right", overflow="fold")
@@ -223,24 +255,18 @@ def _print_table(plan: Plan, table: PlanTable) -> None:
 
 def _print_proposals(proposals: Sequence[Proposal]) -> None:
     """The plan's own cycles and faster ones."""
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
-    for name in (
-        "cycles",
-        "long cycle (frames x crop)",
-        "short cycle",
-        "steps",
-        "at full shape",
-        "time",
-        "speed-up",
-        "bound",
-    ):
-        grid.add_column(name, justify="left" if "cycle" in name else "right", overflow="fold")
-    for number, proposal in enumerate(proposals):
+    grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+    for name in ("cycles", LONG, "short", "steps", "full", "time", "speed-up", "bound"):
+        left = name in ("cycles", LONG, "short")
+        grid.add_column(
+            name, justify="left" if left else "right", no_wrap=name != LONG, min_width=8 if name == LONG else None
+        )
+    for proposal, following in zip(proposals, [*proposals[1:], None], strict=True):
         plan = proposal.plan
         shapes = {f"{phase.frames}x{phase.crop}": None for phase in plan.phases}
         short = " ".join(f"{factor:.2f}" for factor in plan.spec.short_factors) if plan.spec.short_cycle else "off"
         grid.add_row(
-            f"proposal {number}" if number else "as they are",
+            proposal.title,
             " ".join(shapes),
             short,
             f"{plan.num_steps:,}",
@@ -248,14 +274,15 @@ def _print_proposals(proposals: Sequence[Proposal]) -> None:
             duration(proposal.forecast.seconds),
             f"{proposal.forecast.speed_up:.2f}x",
             proposal.forecast.bound,
-            end_section=not number,
+            end_section=following is not None and proposal.title in GIVEN and following.title not in GIVEN,
         )
     console = _console()
     console.print(grid)
     console.print()
     for line in (
-        "same epochs, nothing coarser, at least as many clips at the full shape; ACCURACY IS NOT PREDICTED: train to know it",
-        f"proposal 1: {proposals[1].options}" if len(proposals) > 1 else "no other cycles keep to that",
+        "same epochs, nothing coarser, at least as many clips at the full shape (full) as with the cycles above the line; "
+        "ACCURACY IS NOT PREDICTED: train to know it",
+        next((f"{p.title}: {p.options}" for p in proposals if p.title not in GIVEN), "no other cycles keep to that"),
     ):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from mgray.cli.parse import SOME_WORKLOADS, Command, base_run, parse
+from mgray.cli.parse import SOME_WORKLOADS, Command, amendments_in, base_run, parse
 from mgray.config import Run
 from workloads import starts_from
 
@@ -31,12 +31,14 @@ def _train(arguments: Sequence[str]) -> None:
             + (f", or train {name}_scratch" if start == "Kinetics-400" and "gpu" not in name else ""),
             file=sys.stderr,
         )
-    from mgray.check import check_run
+    from mgray.check import check_amendments, check_run
 
     check_run(command.run)
+    amendments = amendments_in(name)
+    check_amendments(command.run, amendments)
     from mgray.trainer import train
 
-    train(command.run, verbose=command.verbose)
+    train(command.run, amendments=amendments, verbose=command.verbose)
 
 
 TRAIN = Command(

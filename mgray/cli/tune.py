@@ -9,22 +9,21 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mgray.cli.parse import Command, base_run, hint, parse
+from mgray.cli.parse import SOME_WORKLOADS, Command, base_run, hint, parse
 from mgray.config import Run
 from mgray.errors import ConfigError
 from tune_spaces import SPACES
-from workloads import WORKLOADS
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneArguments:
     run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
     space: Annotated[str, tyro.conf.arg(metavar="NAME")] = "cycles"
-    """What is searched: cycles, optim or cluster (see tune_spaces/)."""
+    """What is searched: cycles, optim or cluster (see tune_spaces/). No objective depends on cluster's workers: see the trials' times."""
     trials: int = 16
     """Trials; the first is the run as it is."""
     objective: Literal["accuracy", "cost"] = "accuracy"
-    """accuracy: the best that --budget buys, every schedule made as long as that. cost: the least that reaches --target-top1."""
+    """accuracy: the best that --budget buys, every schedule made as long as that (its epochs are not searched then). cost: the least that reaches --target-top1."""
     budget: float = 1.0
     """Training cost (voxels) of a trial at most, over the run's own."""
     target_top1: float = 0.0
@@ -42,7 +41,7 @@ class TuneArguments:
 
 def _tune(arguments: Sequence[str]) -> None:
     rest = list(arguments)
-    _, base = base_run(rest, f"write mgray tune NAME, one of {', '.join(WORKLOADS)}")
+    _, base = base_run(rest, f"write mgray tune NAME; mgray --help lists them, e.g. {SOME_WORKLOADS}")
     command = parse(TuneArguments, rest, TUNE, default=TuneArguments(run=base))
     if command.space not in SPACES:
         raise ConfigError("space", command.space, "is no search space", hint(command.space, SPACES))

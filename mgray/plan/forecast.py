@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mgray.errors import ConfigError
+from mgray.plan.amend import rescaled
 from mgray.plan.overlap import host_s, pipeline_starts
 from mgray.plan.phase import Phase
 from mgray.plan.plan import Plan
@@ -30,19 +31,37 @@ Bound = Literal["device", "decode", "cores", "network"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """What a step moves between devices, and how fast: a ring, `latency + bytes / bandwidth` a hop."""
+    """What a step moves between devices, and how fast. A model: nothing of it is measured.
+
+    An all-reduce takes a latency for each level of a tree, up and down, and the bytes that a ring moves: NCCL has both (trees since
+    2.4) and takes the faster one. Small ones take some tens of microseconds within a node: 2 x 3 hops of 5 us are 30 for eight GPUs.
+    """
 
     gradient_bytes: float = 0.0
     norm_layers: int = 0
     """Batch norms; where a group of clips spans devices each synchronises twice in a step, forward and backward."""
     bandwidth: float = 12.5e9
-    """Bytes a second that a device sends (12.5e9 is 100 Gbit/s)."""
+    """Bytes a second that a device sends to other nodes (12.5e9 is 100 Gbit/s)."""
+    node_bandwidth: float = 125e9
+    """Bytes a second that it sends to another of its node."""
     latency_s: float = 20e-6
+    """Of a hop between nodes."""
+    node_latency_s: float = 5e-6
+    """Of a hop between two devices of a node."""
+    node_gpus: int = 8
+    """Devices of a node."""
+
+    def hops(self, ranks: int) -> tuple[int, int]:
+        """Levels of the tree over neighbouring ranks: within nodes, and between them."""
+        nodes = -(-ranks // self.node_gpus)
+        return math.ceil(math.log2(min(ranks, self.node_gpus))), math.ceil(math.log2(nodes))
 
     def all_reduce_s(self, num_bytes: float, ranks: int) -> float:
-        """Ring all-reduce: 2 (n - 1) hops, each with an n-th of the bytes."""
-        hops = 2 * (ranks - 1)
-        return hops * (self.latency_s + num_bytes / ranks / self.bandwidth)
+        """The tree's hops, up and down, and 2 (n - 1) n-ths of the bytes."""
+        inside, between = self.hops(ranks)
+        moved = num_bytes * (ranks - 1) / ranks
+        moving_s = moved / (self.bandwidth if between else self.node_bandwidth)
+        return 2 * (inside * self.node_latency_s + between * self.latency_s + moving_s)
 
     def exposed_s(self, device_s: float, ranks: int, group_ranks: int) -> float:
         """Seconds of a step that devices wait for the network: gradients beyond the backward pass, and batch norm."""
@@ -173,7 +192,7 @@ class Forecast:
 
 
 def forecast(plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], float]) -> Forecast:
-    """What `plan` and its baseline take on `cluster`.
+    """What `plan`, which is that of the cluster's workers (`on_workers`), and its baseline take on `cluster`.
 
     Devices and cores work at the same time, with enough blocks ahead that slots of a short cycle even out: a phase lasts as
     long as the slower of the two, and what openings of pipelines cost. The largest share of a step counts; the network adds what
@@ -184,7 +203,7 @@ def forecast(plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], flo
     """
     phases = _phases(plan, cluster, clip_flops)
     seconds = sum(phase.seconds for phase in phases)
-    baseline = plan.baseline()
+    baseline = on_workers(plan.baseline(), cluster.gpus)
     batches = {batch: None for phase in (*plan.phases, *baseline.phases) for batch in phase.batches}
     step, ends = cluster.step, (seconds, seconds)
     if step is not None and not step.is_identified:
@@ -201,6 +220,11 @@ def forecast(plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], flo
         extrapolated=tuple(batch for batch in batches if step is not None and not step.is_measured(batch)),
         seconds_range=ends,
     )
+
+
+def on_workers(plan: Plan, workers: int) -> Plan:
+    """The plan as so many workers begin it: batches and rates follow their number where `plan.batch_policy` says so."""
+    return plan if plan.spec.batch_policy == "global" or workers == 1 else rescaled(plan, 0, 1, workers)
 
 
 def _phases(plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], float]) -> tuple[PhaseForecast, ...]:

@@ -14,8 +14,8 @@ from mgray.plan.table import PlanTable, slots
 def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
     """What each phase asks of the cluster; columns with one value a slot join them by slashes."""
     head = (
-        "phase", "frames", "crop", "clips/GPU", "FLOP", "step ms", "network ms", "clips/s", "frames/s", "cores", "time",
-        "share", "bound",
+        "phase", "frames", "crop", "clips/GPU", "FLOP", "step ms", "net ms", "clips/s", "frames/s", "source/s", "cores",
+        "time", "share", "bound",
     )  # fmt: skip
     rows = tuple(
         (
@@ -26,8 +26,9 @@ def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
             si(part.flops),
             f"{1000 * part.seconds / phase.num_steps:,.4g}",
             f"{1000 * part.network_s / phase.num_steps:,.3g}",
-            f"{part.clip_rate:,.0f}",
-            f"{part.frame_rate:,.0f}",
+            _rate(part.clip_rate),
+            _rate(part.frame_rate),
+            _rate(part.source_frame_rate),
             "?" if part.cores is None else f"{part.cores:,.1f}",
             duration(part.seconds),
             f"{part.seconds / found.seconds:.1%}",
@@ -61,7 +62,9 @@ def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
             f"the first step {1000 * cluster.start_s:,.0f} ms more than others; {duration(feed_s)} in all"
         )
     if found.extrapolated:
-        lines.append(f"not measured, on the line through the others: {', '.join(map(str, found.extrapolated))}")
+        lines.append(
+            f"not measured, {'on the line through the others' if step is not None and step.is_identified else 'by their voxels beside the nearest'}: {', '.join(map(str, found.extrapolated))}"
+        )
     lines.append(
         "decode: not known; --decode-rate says what a core does (mgray bench feed measures it)"
         if cluster.decode is None
@@ -69,12 +72,13 @@ def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
         + (
             f"{cluster.cores:g} cores"
             if math.isfinite(cluster.cores)
-            else "cores: as many as the column says (--cores sets a number)"
+            else "as many cores as the column says, so that decoding bounds nothing (--cores sets a number)"
         )
     )
     lines.append(
-        f"network: ring of {cluster.network.gradient_bytes / 1e6:,.0f} MB gradients at {cluster.network.bandwidth / 1e9:g} GB/s; "
-        "shown is what the backward pass (2/3 of a step) does not hide"
+        f"network: MODELLED, not measured: {cluster.network.gradient_bytes / 1e6:,.0f} MB gradients; "
+        f"{cluster.network.node_bandwidth / 1e9:g} GB/s and {1e6 * cluster.network.node_latency_s:g} us a hop within a node of "
+        f"{cluster.network.node_gpus}, {cluster.network.bandwidth / 1e9:g} GB/s and {1e6 * cluster.network.latency_s:g} us between nodes; shown is what the backward pass (2/3 of a step) does not hide"
     )
     idle = [b for p in phases for b in p.batches if b.clips < cluster.gpus]
     if idle:
@@ -82,9 +86,11 @@ def forecast_table(phases: Sequence[Phase], found: Forecast) -> PlanTable:
             f"{cluster.gpus - min(b.clips for b in idle)} devices have no clip in the smallest steps: raise --plan.batch"
         )
     lines.append(
-        "clips/s, frames/s: to be decoded to keep devices busy; start-up, validation, checkpoints are not in the times"
+        "clips/s, frames/s: to be decoded to keep devices busy; source/s: frames of the videos that those clips span, all of which are "
+        "decoded where none can be skipped"
     )
-    return PlanTable(head, rows, tuple(lines))
+    lines.append("start-up, validation, checkpoints are not in the times")
+    return PlanTable(head, rows, tuple(lines), spare=("FLOP", "source/s", "frames/s", "share", "net ms"))
 
 
 def duration(seconds: float) -> str:
@@ -94,6 +100,10 @@ def duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {left:02d} s"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e5 else si(value)
 
 
 def si(value: float) -> str:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mgray.plan.cycle import cycle_shape
-from mgray.plan.forecast import Cluster, Forecast, forecast
+from mgray.plan.forecast import Cluster, Forecast, forecast, on_workers
 from mgray.plan.plan import Plan
 from mgray.plan.shape import ClipShape
 from mgray.plan.spec import SQRT_HALF, PlanSpec
 
 FRAMES = (0.25, 0.5, 1.0)
 CROPS = (0.5, SQRT_HALF, 1.0)
+GIVEN = AS_THEY_ARE, THE_PAPERS = ("as they are", "the paper's")
+"""Titles of what proposals are set beside: the plan, and where it has no long cycle the paper's."""
 LONGEST = 4
 """Shapes of a long cycle."""
 TOLERANCE = 0.02
@@ -26,6 +28,7 @@ TOLERANCE = 0.02
 class Proposal:
     """Cycle factors and what they come to."""
 
+    title: str
     plan: Plan
     forecast: Forecast
     finest_share: float
@@ -46,6 +49,7 @@ class Proposal:
     def to_json(self) -> dict[str, Any]:
         spec = self.plan.spec
         return {
+            "title": self.title,
             "long_factors": [list(pair) for pair in spec.long_factors],
             "short_factors": list(spec.short_factors) if spec.short_cycle else [],
             "num_steps": self.plan.num_steps,
@@ -65,26 +69,32 @@ def with_cycles(spec: PlanSpec) -> PlanSpec:
 def optimise(
     plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], float], count: int = 5
 ) -> tuple[Proposal, ...]:
-    """The plan's own cycles (the paper's where it has none), then the `count` fastest others.
+    """The plan as it is, the paper's cycles where it has no long one, then the `count` fastest others.
 
-    All train the same epochs, visit nothing coarser than the plan's coarsest frames and crop, grow from shape to shape as the
-    paper's do, and give the base shape at least the plan's share of clips. Cycles in a stage do not change the time.
+    All train the same epochs, visit nothing coarser than the coarsest frames and crop of the plan (of the paper's cycles where it has
+    no long one), grow from shape to shape as the paper's do, and give the base shape at least that one's share of clips. Cycles in a
+    stage do not change the time.
     """
     if cluster.step is not None:  # no need to count operations of shapes that come to nothing
         clip_flops = _uncounted
-    own = Plan.compile(with_cycles(plan.spec), plan.num_samples)
-    first = _proposal(own, cluster, clip_flops)
+    first = _proposal(AS_THEY_ARE, plan, cluster, clip_flops)
+    own, given = plan, [first]
+    if plan.spec.long_cycle == "off":
+        own = on_workers(Plan.compile(with_cycles(plan.spec), plan.num_samples), cluster.gpus)
+        first = _proposal(THE_PAPERS, own, cluster, clip_flops)
+        given.append(first)
     batches = [batch for phase in own.phases for batch in phase.batches]
     least = ClipShape(min(b.frames for b in batches), min(b.height for b in batches), 0)
     found = []
     for spec in _candidates(own.spec):
-        plan = Plan.compile(spec, own.num_samples)
+        plan = on_workers(Plan.compile(spec, own.num_samples), cluster.gpus)
         shapes = [batch for phase in plan.phases for batch in phase.batches]
         coarser = any(b.frames < least.frames or b.height < least.height for b in shapes)
         if not coarser and finest_share(plan) >= first.finest_share * (1 - TOLERANCE):
-            found.append(_proposal(plan, cluster, clip_flops))
+            found.append(_proposal("", plan, cluster, clip_flops))
     found.sort(key=lambda proposal: (proposal.forecast.seconds, proposal.plan.num_steps, -proposal.finest_share))
-    return first, *found[:count]
+    named = (dataclasses.replace(best, title=f"proposal {n}") for n, best in enumerate(found[:count], 1))
+    return *given, *named
 
 
 def _uncounted(shape: ClipShape) -> float:
@@ -103,8 +113,10 @@ def finest_share(plan: Plan) -> float:
     return clips / sum(phase.clips for phase in plan.phases)
 
 
-def _proposal(plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], float]) -> Proposal:
-    return Proposal(plan=plan, forecast=forecast(plan, cluster, clip_flops), finest_share=finest_share(plan))
+def _proposal(title: str, plan: Plan, cluster: Cluster, clip_flops: Callable[[ClipShape], float]) -> Proposal:
+    return Proposal(
+        title=title, plan=plan, forecast=forecast(plan, cluster, clip_flops), finest_share=finest_share(plan)
+    )
 
 
 def _candidates(spec: PlanSpec) -> Iterator[PlanSpec]:

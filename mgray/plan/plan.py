@@ -141,9 +141,9 @@ class Plan:
         """The constant schedule over the same dataset that this one is compared with."""
         return Plan.compile(self.spec.baseline(), self.num_samples)
 
-    def cost(self) -> Cost:
-        """This plan's cost beside its baseline's."""
-        return cost_of(self.phases, self.baseline().phases)
+    def cost(self, baseline: Plan | None = None) -> Cost:
+        """This plan's cost beside its baseline's, or beside the given one's."""
+        return cost_of(self.phases, (baseline or self.baseline()).phases)
 
     def digest(self) -> str:
         """SHA-256 over specification, dataset size and phases: equal digests train the same steps."""
@@ -182,9 +182,9 @@ class Plan:
         laps = Laps(self.laps.steps[:count], self.laps.positions[:count], self.laps.voxels[:count])
         return dataclasses.replace(self, phases=phases, laps=laps)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, baseline: Plan | None = None) -> dict[str, Any]:
         """Phases and totals, the totals beside those of the constant baseline schedule."""
-        cost = self.cost()
+        cost = self.cost(baseline)
         return {
             "digest": self.digest(),
             "num_samples": self.num_samples,
@@ -199,9 +199,9 @@ class Plan:
             },
         }
 
-    def table(self) -> PlanTable:
+    def table(self, baseline: Plan | None = None) -> PlanTable:
         """The phase table with totals."""
-        return plan_table(self.phases, self.rate, self.cost(), self.num_samples)
+        return plan_table(self.phases, self.rate, self.cost(baseline), self.num_samples)
 
     def describe(self) -> str:
         """The phase table as plain text."""

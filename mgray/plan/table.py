@@ -17,6 +17,26 @@ class PlanTable:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     totals: tuple[str, ...]
+    spare: tuple[str, ...] = ()
+    """Headings of columns that a narrow terminal does without, the first of them first."""
+
+    @property
+    def width(self) -> int:
+        """Characters of a line, with one between columns."""
+        return sum(1 + max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)) - 1
+
+    def within(self, width: int) -> PlanTable:
+        """The table without as many of its spare columns as are too many for this width, and a line that names them."""
+        left: list[str] = []
+        table = self
+        for name in self.spare:
+            if table.width <= width:
+                break
+            left.append(name)
+            kept = [place for place, other in enumerate(self.head) if other not in left]
+            head, *rows = (tuple(row[place] for place in kept) for row in (self.head, *self.rows))
+            table = PlanTable(head, tuple(rows), (*self.totals, f"a wider terminal shows {', '.join(left)}, too"))
+        return table
 
     def __str__(self) -> str:
         columns = zip(self.head, *self.rows, strict=True)
@@ -44,7 +64,7 @@ def plan_table(phases: Sequence[Phase], rate: LearningRate, cost: Cost, num_samp
         )
     lines.append("BN: groups of clips that share batch-norm statistics; cost: share of the run")
     lines.append("clips/s: what the input path must deliver, over the baseline's rate")
-    return PlanTable(head, rows, tuple(lines))
+    return PlanTable(head, rows, tuple(lines), spare=("BN", "stride", "cost", "stage"))
 
 
 def _row(phase: Phase, share: float, clip_rate: float) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mgray.plan import Phase, Plan
 from mgray.report.phases import phase_results
-from mgray.report.plots import INK, MUTED, PAPER, SERIES, new_axes, thinned, time_axis
+from mgray.report.plots import INK, MUTED, PAPER, SERIES, new_axes, rate_axis, thinned, time_axis
 from mgray.report.records import RunRecords
 from mgray.report.timeline import Attempt, Happening, Kind, attempts, happenings
 
@@ -34,7 +34,7 @@ def schedule(records: RunRecords, colour: str) -> Figure:
 
     A phase has a nested band for each place in the short cycle.
     """
-    marks = [happening for happening in happenings(records) if happening.number]
+    marks = sorted((happening for happening in happenings(records) if happening.number), key=lambda mark: mark.number)
     crews = attempts(records)
     lanes = [*(["workers"] if len({crew.workers for crew in crews}) > 1 else []), *(["events"] if marks else [])]
     figure = Figure(figsize=(9.0, 5.2 + 0.9 * len(lanes)), layout="constrained")
@@ -60,8 +60,7 @@ def schedule(records: RunRecords, colour: str) -> Figure:
         axes.grid(visible=False)
     kept = thinned(len(steps))
     panels[3].plot(steps.train_s[kept], steps.lr[kept], color=colour, drawstyle="steps-pre")
-    panels[3].set_yscale("log")
-    panels[3].set_ylabel("learning rate")
+    rate_axis(panels[3], steps.lr)
     whole_s = float(steps.train_s[-1])
     for mark in marks:
         for axes in panels[:4]:
@@ -136,14 +135,14 @@ def amended(records: RunRecords, colour: str) -> Figure:
         axes.set_yticks(_apart(set(first) | {value for phase in plan.phases for value in values_of(phase)}))
         axes.set_ylim(bottom=0)
         axes.grid(visible=False)
+    shown: list[float] = []
     for of, shade, style in ((plan, colour, "-"), (base, INK, (0, (4, 3)))):
         grid = np.unique(np.linspace(0, of.num_steps - 1, 400).astype(int))
         costs = [scale * of.done_before(int(step))[1] for step in grid]
-        panels[3].plot(
-            costs, [of.step_at(int(step)).lr for step in grid], color=shade, lw=1.3, ls=style, drawstyle="steps-post"
-        )
-    panels[3].set_yscale("log")
-    panels[3].set_ylabel("learning rate")
+        rates = [of.step_at(int(step)).lr for step in grid]
+        panels[3].plot(costs, rates, color=shade, lw=1.3, ls=style, drawstyle="steps-post")
+        shown += rates
+    rate_axis(panels[3], shown)
     for mark in happenings(records):
         if mark.kind in ("amendment", "adaptive"):
             place = scale * plan.done_before(min(mark.step, plan.num_steps))[1]

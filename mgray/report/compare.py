@@ -7,10 +7,7 @@ first validation that reaches it. Nothing is interpolated.
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from rich.text import Text
 from mgray.config import Run
 from mgray.errors import DataError
 from mgray.plan import PlanSpec
+from mgray.report.grouping import group_key, labels_of, partner_of
 from mgray.report.interval import ratio_interval
 from mgray.report.records import RunRecords
 from mgray.report.words import factor, magnitude, percent, points, seconds, spread, whole
@@ -314,7 +312,7 @@ class Comparison:
         if late:
             notes.append(
                 f"The best accuracy of {', '.join(r.name for r in late)} is at its last validation: it may not have stopped "
-                "improving, and a longer baseline might do better."
+                f"improving, and {'a longer baseline' if late[0].run.plan.is_constant else 'longer training'} might do better."
             )
         going = [r.records.name for group in self.groups for r in group.results if not r.records.is_finished]
         if going:
@@ -336,15 +334,19 @@ def compare(runs: Sequence[RunRecords]) -> Comparison:
     The baseline is the first run whose schedule is constant, else the first run, with the runs of its group.
 
     Raises:
-        DataError: there is no run.
+        DataError: there is no run, or one twice.
     """
     if not runs:
         raise DataError("run", [], "names no run", "give the folder of at least one run")
+    folders = [records.path.resolve() for records in runs]
+    twice = next((records for place, records in enumerate(runs) if folders[place] in folders[:place]), None)
+    if twice is not None:
+        raise DataError("run", str(twice.path), "is named twice, as if it were another seed", "name each run once")
     chosen = next((records for records in runs if records.run.plan.is_constant), runs[0])
     grouped: dict[tuple[Run, tuple[str, ...]], list[RunRecords]] = {}
     for records in runs:
-        grouped.setdefault(_group_key(records), []).append(records)
-    baseline = grouped.pop(_group_key(chosen))
+        grouped.setdefault(group_key(records), []).append(records)
+    baseline = grouped.pop(group_key(chosen))
     ordered = [baseline, *grouped.values()]
     return Comparison(
         groups=tuple(
@@ -352,9 +354,9 @@ def compare(runs: Sequence[RunRecords]) -> Comparison:
                 label=label,
                 schedule=schedule_name(members[0].run.plan),
                 is_baseline=members is baseline,
-                results=tuple(_result(records, _partner(records, baseline)) for records in members),
+                results=tuple(_result(records, partner_of(records, baseline)) for records in members),
             )
-            for label, members in zip(_labels(ordered), ordered, strict=True)
+            for label, members in zip(labels_of(ordered), ordered, strict=True)
         )
     )
 
@@ -453,30 +455,6 @@ def _is_last_best(records: RunRecords) -> bool:
     return len(records.evals) > 1 and all(records.evals[-1].score > record.score for record in records.evals[:-1])
 
 
-def _group_key(records: RunRecords) -> tuple[Run, tuple[str, ...]]:
-    """Equal for runs that differ in name, seed or fold only: another dataset has other classes."""
-    run = records.run
-    same = dataclasses.replace(
-        run,
-        name="run",
-        storage="",
-        track="",
-        data=dataclasses.replace(run.data, path=""),
-        train=dataclasses.replace(run.train, seed=0),
-    )
-    return same, records.data.classes if records.data else ()
-
-
-def _partner(records: RunRecords, baseline: Sequence[RunRecords]) -> RunRecords:
-    """The baseline run that is most like this one: itself, then of the same data, then of the same seed."""
-
-    def likeness(other: RunRecords) -> tuple[bool, bool, bool]:
-        same_data = other.run.data.path == records.run.data.path
-        return other is records, same_data, other.run.train.seed == records.run.train.seed
-
-    return max(baseline, key=likeness)
-
-
 def _result(records: RunRecords, partner: RunRecords) -> RunResult:
     steps = records.steps
     train_s = float(steps.train_s[-1]) if len(steps) else 0.0
@@ -493,30 +471,6 @@ def _result(records: RunRecords, partner: RunRecords) -> RunResult:
         final_score=records.evals[-1].score if records.evals else None,
         best_score=records.best_score,
     )
-
-
-def _labels(groups: Sequence[Sequence[RunRecords]]) -> list[str]:
-    """A distinct name for each group: its run's name, or what the names of its runs have in common."""
-    labels: list[str] = []
-    for members in groups:
-        names = [records.name for records in members]
-        label = names[0] if len(names) == 1 else _common(names) or names[0]
-        if label in labels:
-            label = f"{members[0].path.parent.name}/{label}"
-        labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
-    return labels
-
-
-def _common(names: Sequence[str]) -> str:
-    """The names without the seed or fold that they differ in, e.g. `demo-baseline` of demo-baseline-seed0 and -seed1."""
-    head = _prefix(names)
-    tail = _prefix([name[len(head) :][::-1] for name in names])[::-1]
-    return re.sub(r"([-_.]+(seed|fold|s|f))?[-_.]*\d*$", "", head) + re.sub(r"^\d+", "", tail)
-
-
-def _prefix(names: Sequence[str]) -> str:
-    columns = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in columns)
 
 
 def _quarantine_note(run: RunRecords) -> str:

@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mgray.report.compare import Comparison, Group
-from mgray.report.plots import accuracy_axis, draw_accuracy, legend, new_axes, plain, series, thinned, time_axis
+from mgray.report.plots import (
+    accuracy_axis,
+    draw_accuracy,
+    legend,
+    new_axes,
+    plain,
+    rate_axis,
+    series,
+    thinned,
+    time_axis,
+)
 from mgray.report.records import FloatColumn, RunRecords
 from mgray.report.words import magnitude
 
@@ -70,6 +80,7 @@ def curves(comparison: Comparison, axis: Axis) -> Figure:
     has_evals = any(result.records.evals for result in results)
     figure, panels = new_axes(3 if has_evals else 2, 1, 7.4 if has_evals else 5.2, share_x=True)
     *accuracies, loss, rate = panels
+    rates: list[FloatColumn] = []
     for group, colour, marker in series(comparison):
         for accuracy in accuracies:
             draw_accuracy(accuracy, group, [axis.after_evals(r.records) for r in group.results], colour, marker)
@@ -77,12 +88,12 @@ def curves(comparison: Comparison, axis: Axis) -> Figure:
         records = group.results[0].records
         if len(records.steps):
             kept = thinned(len(records.steps))
+            rates.append(records.steps.lr)
             rate.plot(axis.after_steps(records)[kept], records.steps.lr[kept], color=colour, drawstyle="steps-pre")
     for accuracy in accuracies:
         accuracy_axis(accuracy, comparison.metric)
     loss.set_ylabel("training loss")
-    rate.set_ylabel("learning rate")
-    rate.set_yscale("log")
+    rate_axis(rate, np.concatenate(rates))
     longest = max(float(axis.after_steps(r.records)[-1]) for r in results if r.num_steps)
     if axis.is_time:
         time_axis(rate, longest, axis.name)

@@ -41,18 +41,32 @@ def write_report(runs: Sequence[Path], out: Path, *, command: str = "") -> Path:
         command: the command that trained these runs, to be shown in the page, e.g. `make demo`.
 
     Raises:
-        DataError: a folder is no run's, there is none, or `out` is no folder.
+        DataError: a folder is no run's or named twice, there is none, or `out` cannot be written to.
     """
     comparison = compare([read_run(run) for run in runs])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise DataError("out", str(out), "is no folder", "give a folder to write the report to") from None
+    make_folder(out)
     pictures = draw_pictures(comparison, out)
     again = f"mgray report {shlex.join(map(str, runs))} --out {shlex.quote(str(out))}"
     page = out / "report.html"
     page.write_text(_page(comparison, pictures, [command] if command else [], again), encoding="utf-8")
     return page
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of a report.
+
+    Raises:
+        DataError: it cannot be made, or not be written to.
+    """
+    remedy = "give a folder to write the report to"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DataError("out", str(out), "is no folder", remedy) from None
+    except OSError as error:
+        raise DataError("out", str(out), f"cannot be made ({error.strerror})", remedy) from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise DataError("out", str(out), "cannot be written to", remedy)
 
 
 def _page(comparison: Comparison, pictures: Sequence[Picture], commands: Sequence[str], again: str) -> str:

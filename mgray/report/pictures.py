@@ -73,8 +73,8 @@ def draw_pictures(comparison: Comparison, out: Path) -> tuple[Picture, ...]:
                 throughput(comparison),
                 "throughput",
                 "Throughput and data wait of each phase",
-                "Clips trained per second, and the share of the time spent waiting for data, in each phase; below it frames "
-                "and crop at its base shape.",
+                "Clips and voxels (clips x frames x height x width) trained per second, and the share of the time spent waiting "
+                "for data, in each phase; below it frames and crop at its base shape.",
             )
         for number, group in enumerate(comparison.groups):
             colour = SERIES[number % len(SERIES)]

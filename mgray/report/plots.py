@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MultipleLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullLocator
 
 from mgray.report.compare import Comparison, Group
 from mgray.report.phases import phase_results
@@ -26,6 +26,8 @@ VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "card"} | {
     colour: f"series-{i}" for i, colour in enumerate(SERIES)
 }
 MARKERS = ("o", "s", "^", "D", "v", "P")
+LEAST_RATE = 1e-5
+"""The least learning rate shown, over the largest (a cosine ends near 0)."""
 MAX_POINTS = 360
 """Points of a drawn curve: finer detail than a pixel is not drawn."""
 STYLE: dict[Any, Any] = {
@@ -101,18 +103,36 @@ def accuracy_axis(axes: Axes, metric: str) -> None:
     axes.set_ylabel(f"validation {metric}")
 
 
+def rate_axis(axes: Axes, rates: Sequence[float] | FloatColumn) -> None:
+    """A logarithmic axis for learning rates, with a few round labels however far they span."""
+    high = float(np.max(rates))
+    low = max(float(np.min(rates)), high * LEAST_RATE)
+    axes.set_yscale("log")
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(low / 1.5, high * 1.5)
+    span = high / low
+    locator = MaxNLocator(4) if span < 3 else LogLocator(subs=(1.0, 2.0, 5.0) if span < 50 else (1.0,))
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def draw_accuracy(axes: Axes, group: Group, costs: Sequence[FloatColumn], colour: str, marker: str) -> None:
-    """Accuracy over a cost of each run: the mean and range where all runs were validated equally often."""
+    """Accuracy over a cost of each run: the mean and range where all runs were validated equally often.
+
+    A line that reaches the frame is drawn over it whole; an empty one without a clip would give its panel no size.
+    """
     accuracies = [np.array([record.score for record in result.records.evals]) for result in group.results]
     if len(costs) > 1 and len({len(cost) for cost in costs}) == 1:
         mean, cost = np.mean(accuracies, axis=0), np.mean(costs, axis=0)
         axes.fill_between(cost, np.min(accuracies, axis=0), np.max(accuracies, axis=0), color=colour, alpha=0.15, lw=0)
         label = f"{plain(group.label)} (mean and range of {len(costs)} runs)"
-        axes.plot(cost, mean, color=colour, marker=marker, label=label, clip_on=False)
+        axes.plot(cost, mean, color=colour, marker=marker, label=label, clip_on=not len(cost))
         return
     label = plain(group.label) + (f" ({len(costs)} runs)" if len(costs) > 1 else "")
     for number, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=True)):
-        axes.plot(cost, accuracy, color=colour, marker=marker, label="" if number else label, clip_on=False)
+        text = "" if number else label
+        axes.plot(cost, accuracy, color=colour, marker=marker, label=text, clip_on=not len(cost))
 
 
 def accuracy_over_time(comparison: Comparison) -> Figure:
@@ -180,34 +200,41 @@ def thinned(count: int) -> IntColumn:
 
 
 def throughput(comparison: Comparison) -> Figure:
-    figure, (rate, wait) = new_axes(2, 1, 4.8, share_x=True)
+    """Clips and voxels a second, and data wait, as a bar for each phase of each group's first run."""
+    groups = [(group, colour, phase_results(group.results[0].records)) for group, colour, _ in series(comparison)]
+    figure, (rate, work, wait) = new_axes(3, 1, 6.4, share_x=True)
+    power = max((int(math.log10(max(p.voxels_per_s, 1.0))) // 3 for *_, phases in groups for p in phases), default=0)
+    is_crowded = sum(len(phases) for *_, phases in groups) > 20
     ticks: list[float] = []
     names: list[str] = []
     place = 0.0
-    for group, colour, _ in series(comparison):
-        phases = phase_results(group.results[0].records)
+    for group, colour, phases in groups:
         places = place + np.arange(len(phases))
-        rate.bar(places, [phase.clips_per_s for phase in phases], width=0.72, color=colour, label=plain(group.label))
-        wait.bar(places, [phase.wait_share for phase in phases], width=0.72, color=colour)
-        for axes, heights, labels in (
-            (rate, [phase.clips_per_s for phase in phases], [_short(phase.clips_per_s) for phase in phases]),
-            (wait, [phase.wait_share for phase in phases], [f"{_short(100 * p.wait_share)} %" for p in phases]),
+        shares = [100 * phase.wait_share for phase in phases]
+        for axes, heights, sign in (
+            (rate, [phase.clips_per_s for phase in phases], ""),
+            (work, [phase.voxels_per_s / 1000**power for phase in phases], ""),
+            (wait, shares, " %"),
         ):
-            for x, y, text in zip(places, heights, labels, strict=True):
-                axes.annotate(text, (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+            axes.bar(places, heights, width=0.72, color=colour, label=plain(group.label))
+            for x, y in zip(places, heights, strict=True):
+                axes.annotate(
+                    _short(y) + sign, (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8, rotation=90 if is_crowded else 0
+                )  # fmt: skip
         ticks += list(places)
         names += [f"{phase.frames}x{phase.crop}" for phase in phases]
         place += len(phases) + 0.8
-    wait.set_xticks(ticks, names, rotation=0 if len(names) <= 20 else 60, fontsize=8)
-    wait.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g} %"))
+    wait.set_xticks(ticks, names, rotation=60 if is_crowded else 0, fontsize=8)
+    wait.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 3):g} %"))
     wait.set_xlabel("frames x crop of each phase, in order")
     rate.set_ylabel("clips/s")
+    work.set_ylabel(f"{('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}voxel/s")
     wait.set_ylabel("data wait")
-    for axes in (rate, wait):
+    for axes in (rate, work, wait):
         axes.grid(visible=False, axis="x")
-        axes.margins(y=0.16)
+        axes.margins(y=0.4 if is_crowded else 0.16)
         axes.tick_params(axis="x", length=0)
-    wait.set_ylim(0, max(0.05, wait.get_ylim()[1]))
+    wait.set_ylim(0, max(5.0, wait.get_ylim()[1]))
     legend(figure, rate)
     return figure
 

@@ -223,7 +223,12 @@ def read_run(path: Path | str) -> RunRecords:
         raise _error(path, "plan.json is no plan", "read it with the mgray that wrote it")
     schedule = _read_schedule(path)
     if schedule is not None:  # plan.json may be of the moment before the amendments were written
-        plan = schedule.plan(Plan.compile(run.plan, int(plan["num_samples"]))).to_json()
+        base = Plan.compile(run.plan, int(plan["num_samples"]))
+        if schedule.plan_digest != base.digest():
+            raise _error(
+                path, "schedule.json is of another plan than run.json", "name a run's folder as training left it"
+            )
+        plan = schedule.plan(base).to_json()
     lines, num_unreadable = _read_lines(path)
     steps, evals, num_repeated, lost = _supersede(lines)
     return RunRecords(

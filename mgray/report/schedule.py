@@ -14,13 +14,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mgray.plan import Cost, Phase, Plan, progress_at
 from mgray.report.picture import check_picture, save_picture
-from mgray.report.plots import INK, MUTED, PAPER, SERIES, STYLE
+from mgray.report.plots import INK, MUTED, PAPER, SERIES, STYLE, rate_axis
 
 SHADES = ("#c6dbef", "#8fbfe0", "#4a94c9", "#0f5f9a")
 """Coarse to fine."""
 RATE_POINTS = 1500
-LEAST_RATE = 1e-5
-"""The least learning rate shown, over the largest (a cosine ends near 0)."""
 
 
 def plot_schedule(plan: Plan, out: Path) -> None:
@@ -98,9 +96,7 @@ def _rate_band(axes: Axes, plan: Plan, done: Callable[[int], float]) -> None:
     grid = sorted(bounds | set(np.linspace(0, plan.num_steps - 1, RATE_POINTS).astype(int).tolist()))
     rates = [plan.step_at(step).lr for step in grid]
     axes.step([done(step) for step in grid] + [done(plan.num_steps)], [*rates, rates[-1]], where="post", color=INK)
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set(ylabel="learning rate", ylim=(max(min(rates), max(rates) * LEAST_RATE) / 1.5, max(rates) * 1.5))
+    rate_axis(axes, rates)
 
 
 def _mark_stages(axes: Axes, plan: Plan, edges: Sequence[float]) -> None:

@@ -76,17 +76,18 @@ def happenings(records: RunRecords) -> tuple[Happening, ...]:
     """Everything but `COUNTED`, in the order of wall time; those on the time axis are numbered."""
     found = sorted([*_events(records), *_broken(records)], key=lambda item: item[0].time)
     start = min((record.time for record, *_ in found), default=0.0)
-    told: list[Happening] = []
-    number = 0
-    for record, step, kind, text in found:
-        number += kind != "plain"
-        told.append(
-            Happening(
-                kind=kind, number=number if kind != "plain" else 0, step=step, text=text, attempt=record.attempt,
-                train_s=seconds_at(records, step), wall_s=record.time - start,
-            )
-        )  # fmt: skip
-    return tuple(told)
+    times = [seconds_at(records, step) for _, step, *_ in found]
+    along = sorted(
+        (place for place, (*_, kind, _) in enumerate(found) if kind != "plain"), key=lambda place: times[place]
+    )
+    numbers = {place: number for number, place in enumerate(along, 1)}
+    return tuple(
+        Happening(
+            kind=kind, number=numbers.get(place, 0), step=step, text=text, attempt=record.attempt,
+            train_s=times[place], wall_s=record.time - start,
+        )
+        for place, (record, step, kind, text) in enumerate(found)
+    )  # fmt: skip
 
 
 Told: TypeAlias = tuple[EventRecord | QuarantineRecord, int, Kind, str]

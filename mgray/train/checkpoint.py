@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgray.errors import CheckpointError, DamagedCheckpointError
+from mgray.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from mgray.jsonfile import write_json
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
@@ -144,6 +144,22 @@ def schedule_so_far(folder: Path, plan: Plan) -> ScheduleState:
     """
     afresh = ScheduleState(plan.digest())
     return afresh.newer(read_schedule(folder) or afresh)
+
+
+def begin_amended(folder: Path, plan: Plan, amendments: ScheduleState) -> ScheduleState:
+    """Amendments put into the folder of a run that is to begin with them.
+
+    Raises:
+        ConfigError: they are of another plan.
+    """
+    if amendments.plan_digest != plan.digest():
+        raise ConfigError(
+            "amendments", len(amendments.amendments), "of the given run are of another schedule or other data",
+            "leave --plan.* and --data.* as they are in its file, or remove amendments from it",
+        )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    write_schedule(folder, amendments, amendments.plan(plan))
+    return amendments
 
 
 def read_meta(folder: Path) -> CheckpointMeta:

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,18 @@ import ray.tune
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from mgray.check import check_input, run_folder
-from mgray.config import Run
+from mgray.check import check_input
+from mgray.config import AMENDMENTS, Run
 from mgray.errors import ConfigError, TrainingError
+from mgray.jsonfile import write_json
+from mgray.plan.state import ScheduleState
 from mgray.report.records import read_run
-from mgray.train.checkpoint import SCHEDULE
+from mgray.train.checkpoint import read_schedule
 from mgray.trainer import open_data, ray_running
 from mgray.tune.objective import Score
 from mgray.tune.scheduler import scheduler_of
 from mgray.tune.settings import SearchSettings
-from mgray.tune.space import Point, around
+from mgray.tune.space import Point, around, searched
 from mgray.tune.trial import Search, run_name, run_trial
 from mgray.tune.view import Progress, Relay, plot_pareto, print_trials
 from tune_spaces import Choice, LogUniform, Space, Uniform
@@ -47,6 +48,8 @@ class Trial:
     point: Point
     scores: tuple[Score, ...]
     train_s: float
+    epochs: int | None
+    """Of the schedule that it trained."""
     state: str
     """done, stopped (early), or failed."""
     began: float
@@ -58,16 +61,16 @@ def search(
 ) -> Trial:
     """Try points of a space around `run`, the run's own first; the same folder again goes on where that search stopped.
 
-    Writes `best.json` (a run for `mgray train`), `pareto.png` and `trials.json` into the folder.
+    Writes `best.json` (a run for `mgray train`, with its amendments), `pareto.png` and `trials.json` into the folder.
 
     Raises:
         MgrayError: bad input (before Ray starts), a folder that holds another search, or no trial that was validated.
     """
     console = console or Console()
     check_input(run)
-    space, own = around(run, space)
+    space, own = around(run, searched(space, settings.goal))
     out = settings.out.expanduser().absolute()
-    check_folder(out, run, settings)
+    check_folder(out, run, settings, space)
     largest = largest_trial(run, space)
     concurrent = begun_with(out) or settings.concurrent or max(1, int((os.cpu_count() or 1) // cpus_of(largest)))
     scale = dataclasses.replace(largest.scale, workers=largest.scale.max_workers * concurrent)
@@ -91,7 +94,7 @@ def search(
             metric="mAP" if shards.multi_label else "top-1",
         )
         out.mkdir(parents=True, exist_ok=True)
-        (out / SETTINGS).write_text(json.dumps({**described(run, settings), "concurrent": concurrent}, indent=1))
+        (out / SETTINGS).write_text(json.dumps({**described(run, settings, space), "concurrent": concurrent}, indent=1))
         console.print(
             f"{settings.trials} trials around {run.name} in space {settings.space}, {concurrent} at a time, "
             f"each of {largest.scale.max_workers} worker(s) and {decoders} decoder(s) beside each ({out})",
@@ -199,18 +202,19 @@ def decoders_of(largest: Run, concurrent: int) -> int:
     return max(1, int((cpus / concurrent - workers * largest.scale.cpus) // workers))
 
 
-def described(run: Run, settings: SearchSettings) -> dict[str, Any]:
+def described(run: Run, settings: SearchSettings, space: Space) -> dict[str, Any]:
     """What makes a search the same search."""
     return {
         "run": run.digest(),
         "space": settings.space,
+        "parameters": list(space),
         "trials": settings.trials,
         "scheduler": settings.scheduler,
         **dataclasses.asdict(settings.goal),
     }
 
 
-def check_folder(out: Path, run: Run, settings: SearchSettings) -> None:
+def check_folder(out: Path, run: Run, settings: SearchSettings, space: Space) -> None:
     """Refuse a folder that holds another search.
 
     Raises:
@@ -220,7 +224,7 @@ def check_folder(out: Path, run: Run, settings: SearchSettings) -> None:
     if not stored.is_file():
         return
     try:
-        earlier, now = json.loads(stored.read_text()), described(run, settings)
+        earlier, now = json.loads(stored.read_text()), described(run, settings, space)
         found = [f"{key} {earlier.get(key)} -> {now[key]}" for key in now if earlier.get(key) != now[key]]
     except (OSError, ValueError, AttributeError):
         found = ["it cannot be read"]
@@ -238,11 +242,23 @@ def _trial(what: Search, name: str, point: Point, failed: bool) -> Trial:
     scores = tuple(what.scores(name))
     if not scores:
         state = "failed" if failed else "stopped"
-        return Trial(name=name, point=point, scores=(), train_s=0.0, state=state, began=math.inf)
+        return Trial(name=name, point=point, scores=(), train_s=0.0, epochs=None, state=state, began=math.inf)
     records = read_run(what.trial_folder(name))
     state = "failed" if failed else "done" if records.is_finished else "stopped"
     train_s, began = records.evals[-1].train_s, records.events[0].time
-    return Trial(name=name, point=point, scores=scores, train_s=train_s, state=state, began=began)
+    epochs = what.epochs(name)
+    return Trial(name=name, point=point, scores=scores, train_s=train_s, epochs=epochs, state=state, began=began)
+
+
+def run_tree(run: Run, schedule: ScheduleState | None) -> dict[str, Any]:
+    """A run as a tree for `mgray train`, with the amendments that it was given while it trained.
+
+    Those that a run makes itself (for its number of workers, or where cycles are adaptive) alone are left out: it makes them again.
+    """
+    tree = run.to_json()
+    if schedule is not None and any(amendment.key for amendment in schedule.amendments):
+        tree[AMENDMENTS] = schedule.to_json()
+    return tree
 
 
 def _conclude(run: Run, what: Search, trials: tuple[Trial, ...], console: Console) -> Trial:
@@ -255,11 +271,7 @@ def _conclude(run: Run, what: Search, trials: tuple[Trial, ...], console: Consol
     best = max(scored, key=lambda trial: (what.goal.value(trial.scores), -trial.scores[-1].cost))
     tuned = what.trial(best.name, best.point)
     named = dataclasses.replace(tuned, name=f"{run.name}_tuned", storage=run.storage, data=run.data, feed=run.feed)
-    (what.folder / BEST).write_text(json.dumps(named.to_json(), indent=1))
-    schedule = what.trial_folder(best.name) / SCHEDULE
-    if schedule.is_file():  # amended while it trained: a run takes amendments up from its own folder
-        run_folder(named).mkdir(parents=True, exist_ok=True)
-        shutil.copy(schedule, run_folder(named) / SCHEDULE)
+    write_json(what.folder / BEST, run_tree(named, read_schedule(what.trial_folder(best.name))))
     (what.folder / "trials.json").write_text(
         json.dumps(
             [{**dataclasses.asdict(trial), "value": what.goal.value(trial.scores)} for trial in trials], indent=1
@@ -270,7 +282,7 @@ def _conclude(run: Run, what: Search, trials: tuple[Trial, ...], console: Consol
     plot_pareto(curves, own=own, best=best.name, goal=what.goal, metric=what.metric, out=what.folder / PICTURE)
     print_trials(
         what,
-        [(trial.name, trial.point, list(trial.scores), trial.state, trial.train_s) for trial in trials],
+        [(trial.name, trial.point, list(trial.scores), trial.state, trial.train_s, trial.epochs) for trial in trials],
         best.name,
         console,
     )

@@ -9,13 +9,16 @@ from typing import Any
 from mgray.config import Run
 from mgray.errors import ConfigError
 from mgray.plan import Plan, PlanSpec
-from tune_spaces import Choice, Space
+from mgray.tune.objective import Goal
+from tune_spaces import Choice, LogUniform, Space, Uniform
 
 OWN = "own"
 """Label of the run's own settings where a choice does not hold them."""
 CLOSE = 0.02
 """Of a cost, within which a schedule need not be made longer."""
 LONGEST_FACTOR = 16.0
+LENGTH = "plan.epoch_factor"
+"""The field that `at_cost` sets."""
 
 Point = Mapping[str, Any]
 """A value for each parameter: a choice's label, or a number."""
@@ -62,6 +65,20 @@ def around(run: Run, space: Space) -> tuple[Space, Point]:
             own[name] = value
         found[name] = domain
     return found, own
+
+
+def searched(space: Space, goal: Goal) -> Space:
+    """The space without what trials at one cost have no choice of: how long a schedule is."""
+    if goal.objective != "accuracy":
+        return space
+    return {name: domain for name, domain in space.items() if fields_in(domain) != {LENGTH}}
+
+
+def fields_in(domain: Choice | Uniform | LogUniform) -> set[str]:
+    """The fields that a parameter sets."""
+    if isinstance(domain, Choice):
+        return {field for fields in domain.options.values() for field in fields}
+    return {domain.field}
 
 
 def run_at(run: Run, space: Space, point: Point) -> Run:

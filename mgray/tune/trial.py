@@ -79,6 +79,11 @@ class Search:
     def trial_folder(self, name: str) -> Path:
         return self.folder / "trials" / name
 
+    def epochs(self, name: str) -> int | None:
+        """Epochs of the schedule that a trial trains; None before it has begun."""
+        path = self.trial_folder(name) / "plan.json"
+        return int(json.loads(path.read_text())["totals"]["num_epochs"]) if path.is_file() else None
+
     def scores(self, name: str) -> list[Score]:
         """A trial's validations so far."""
         folder = self.trial_folder(name)

@@ -21,8 +21,8 @@ from mgray.tune.objective import Goal, Score, best_top1, cost_to, pareto_front
 from mgray.tune.space import Point
 from mgray.tune.trial import Search, run_name
 
-Row = tuple[str, Point, Sequence[Score], str, float]
-"""Name, point, scores, state, seconds of training (0 where not known)."""
+Row = tuple[str, Point, Sequence[Score], str, float, int | None]
+"""Name, point, scores, state, seconds of training (0 where not known), epochs of its schedule (None where not known)."""
 PIPE_WIDTH = 120
 
 
@@ -33,6 +33,7 @@ class Progress:
         self._search, self._trials, self._console = search, trials, console
         self._states: dict[str, str] = {}
         self._scores: dict[str, list[Score]] = {}
+        self._epochs: dict[str, int | None] = {}
         self.points: dict[str, Point] = {}
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
@@ -50,7 +51,10 @@ class Progress:
 
     def result(self, trial: Any, result: dict[str, Any]) -> None:
         """A trial was validated."""
-        scores = self._scores.setdefault(run_name(trial.trial_id), [])
+        name = run_name(trial.trial_id)
+        scores = self._scores.setdefault(name, [])
+        if self._epochs.get(name) is None:
+            self._epochs[name] = self._search.epochs(name)
         if not scores or result["cost"] > scores[-1].cost:
             scores.append(Score(result["cost"], result["top1"]))
 
@@ -68,7 +72,8 @@ class Progress:
 
     def _table(self) -> Table:
         rows = [
-            (name, point, self._scores.get(name, []), self._states[name], 0.0) for name, point in self.points.items()
+            (name, point, self._scores.get(name, []), self._states[name], 0.0, self._epochs.get(name))
+            for name, point in self.points.items()
         ]
         title = f"{sum(state != 'running' for state in self._states.values())} of {self._trials} trials"
         return trials_table(self._search, rows, best=None, title=title)
@@ -106,27 +111,27 @@ def _words(point: Point) -> str:
 
 def trials_table(search: Search, rows: Sequence[Row], *, best: str | None, title: str) -> Table:
     """One row a trial; the searched run's own point is called own."""
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False, title=title, title_justify="left"
-    )
-    table.add_column("trial", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False, title=title, title_justify="left")
+    table.add_column("trial", justify="right", no_wrap=True)
     for name in search.space:
         table.add_column(name, overflow="fold")
     target = search.goal.objective == "cost"
     for name in (
+        "epochs",
         "cost",
         search.metric,
-        *([f"cost to {100 * search.goal.target:.0f} %"] if target else ()),
+        *([f"to {100 * search.goal.target:.0f} %"] if target else ()),
         "time",
         "state",
     ):
-        table.add_column(name, justify="right")
-    for number, (name, point, scores, state, train_s) in enumerate(rows):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, (name, point, scores, state, train_s, epochs) in enumerate(rows):
         reached = cost_to(scores, search.goal.target)
         values = [point[parameter] for parameter in search.space]
         table.add_row(
             str(number),
             *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values),
+            "-" if epochs is None else str(epochs),
             f"{scores[-1].cost:.2f}" if scores else "-",
             f"{100 * best_top1(scores):.1f}" if scores else "-",
             *([] if not target else ["-" if reached is None else f"{reached:.2f}"]),
@@ -142,7 +147,10 @@ def print_trials(search: Search, rows: Sequence[Row], best: str, console: Consol
     wide = console if console.is_terminal else Console(file=console.file, width=PIPE_WIDTH)
     number = next(place for place, row in enumerate(rows) if row[0] == best)
     wide.print(trials_table(search, rows, best=best, title=f"{len(rows)} trials; the best is {number}"))
-    wide.print(f"cost: of the searched run's own voxels; {search.metric}: best validation, %", highlight=False)
+    reached = (
+        f"; to {100 * search.goal.target:.0f} %: the cost that reaches it" if search.goal.objective == "cost" else ""
+    )
+    wide.print(f"cost: of the searched run's own voxels; {search.metric}: best validation, %{reached}", highlight=False)
 
 
 def plot_pareto(

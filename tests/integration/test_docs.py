@@ -105,7 +105,7 @@ def test_the_pages_in_order(workspace: Path, capsys: pytest.CaptureFixture[str])
         for arguments in runnable(page):
             if arguments in done:
                 continue
-            small = {"train": SMALL, "plan": SMALL[:4]}.get(arguments[0], [])
+            small = {"train": SMALL, "plan": SMALL[:6]}.get(arguments[0], [])
             assert cli.main([*arguments, *small]) == 0, (page, arguments, capsys.readouterr().err)
             done.append(arguments)
     heads = {arguments[0] for arguments in done}

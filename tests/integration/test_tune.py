@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +19,10 @@ from rich.console import Console
 
 from mgray.config import Run, ScaleSection
 from mgray.errors import ConfigError
+from mgray.report.command import options
+from mgray.report.records import read_run
 from mgray.train.checkpoint import read_schedule
+from mgray.trainer import train
 from mgray.tune import scheduler
 from mgray.tune.objective import Goal
 from mgray.tune.pbt import Order
@@ -99,3 +107,54 @@ def test_a_population_is_amended_while_it_trains(shards: str, tmp_path: Path, mo
         assert [(a.kind, a.value) for a in state.amendments] == [("rate", 0.5), ("advance", 1.0)][: state.version]
     for trial in trials:  # the whole stays within the plan's cost
         assert 0.9 < trial["scores"][-1]["cost"] <= 1.0
+    # trained anew with its amendments, a trial is the same run
+    trial = read_run(next(out / "trials" / t["name"] for t in trials if t["point"]["lr"] != "own"))
+    again = dataclasses.replace(trial.run, name="again", storage=str(tmp_path))
+    train(again, amendments=trial.schedule, console=Console(file=io.StringIO()))
+    trained = read_run(tmp_path / "again")
+    assert trained.schedule == trial.schedule
+    assert trained.steps.lr.tolist() == trial.steps.lr.tolist()
+    assert trained.steps.loss.tolist() == trial.steps.loss.tolist()
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_goes_on_where_it_was(shards: str, tmp_path: Path) -> None:
+    """Its first trial is not trained again, the one in progress goes on from its checkpoint, the others follow."""
+    out, run = tmp_path / "search", small(shards)
+    run = dataclasses.replace(
+        run,
+        plan=dataclasses.replace(run.plan, epochs=16, lr_steps=(0, 8, 12)),
+        scale=dataclasses.replace(run.scale, save_every=5),
+    )
+    code = "import sys; from mgray.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "tune", "smoke", *options(run), "--space", "optim", "--trials", "3"]
+    command += ["--scheduler", "none", "--concurrent", "1", "--out", str(out)]
+    first = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 400
+    while first.poll() is None and time.monotonic() < deadline:
+        begun = {path.parent.parent for path in out.glob("trials/*/checkpoint_*/meta.json")}
+        folders = sorted(begun, key=lambda folder: (folder / "data.json").stat().st_ctime)
+        if len(folders) > 1 and is_saved(out, folders[1]):
+            break
+        time.sleep(0.1)
+    assert first.poll() is None and len(folders) == 2, folders
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(60)
+    done, going = folders[:2]
+    assert read_run(done).is_finished and not read_run(going).is_finished
+    written = (done / "metrics.jsonl").read_bytes()
+    assert subprocess.run(command, timeout=600, check=False).returncode == 0
+    trials = json.loads((out / "trials.json").read_text())
+    assert [trial["state"] for trial in trials] == ["done"] * 3
+    assert [trial["name"] for trial in trials[:2]] == [done.name, going.name]
+    assert (done / "metrics.jsonl").read_bytes() == written
+    records = read_run(going)
+    assert [event.event for event in records.events if event.event in ("start", "resume")] == ["start", "resume"]
+    assert records.events[-1].event == "finish" and len(records.steps) == records.plan["totals"]["num_steps"]
+    assert (out / BEST).is_file()
+
+
+def is_saved(out: Path, trial: Path) -> bool:
+    """Whether Tune's own state knows of a trial."""
+    states = list((out / "tune").glob("experiment_state-*.json"))
+    return any(trial.name.removeprefix("trial_") in path.read_text() for path in states)

@@ -31,6 +31,8 @@ from mgray.cli.tune import TuneArguments
 from mgray.config import Run
 from mgray.data.clip import Views
 from mgray.evaluation.run import Viewing
+from mgray.plan import Plan
+from mgray.plan.state import Amendment, ScheduleState
 from mgray.report.command import options
 from tests.support.pyslowfast import random_state, shapes
 from tests.support.shards import write_shards
@@ -59,6 +61,19 @@ def test_no_arguments_teach(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {command} " in text
         assert f"mgray {command}" in text
     assert all(name.removesuffix("_baseline") in text for name in WORKLOADS)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_usage_line_names_each_argument_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, start in (
+        ("report", "usage: mgray report [-h] RUN [RUN ...]"),
+        ("ctl", "usage: mgray ctl [-h] RUN ACTION [VALUE]"),
+        ("train", "usage: mgray train NAME [-h]"),
+        ("plan", "usage: mgray plan [NAME] [-h]"),
+        ("bench", "usage: mgray bench BENCHMARK [...]"),
+    ):
+        assert cli.main([command, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(start)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -103,6 +118,9 @@ def test_the_surface_changes_on_purpose_only() -> None:
             "--tflops",
             "--network-gbit",
             "--latency-us",
+            "--node-gpus",
+            "--node-gbit",
+            "--node-latency-us",
             "--optimise",
         ],
         [
@@ -193,6 +211,8 @@ def test_plan_options_apply_over_the_workload(capsys: pytest.CaptureFixture[str]
         ["demo", "--data.num-samples", "500"],
         ["--data.num-samples", "500", "demo"],
         ["--data.num_samples=500", "demo"],
+        ["--data.num-samples=500", "--plan.no-short-cycle", "demo"],
+        ["--data.num-samples=500", "--json", "demo"],
     ],
 )
 def test_name_may_follow_options(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
@@ -246,10 +266,14 @@ def test_plan_predicts_time_from_measured_steps(tmp_path: Path, capsys: pytest.C
     found = plan_json(capsys, *arguments[1:], "--json")
     assert found["forecast"]["speed_up"] == pytest.approx(found["totals"]["step_ratio"], rel=1e-3)
     assert found["forecast"]["gpus"] == 1
+    twice = plan_json(capsys, *arguments[1:], "--gpus", "2", "--plan.batch-policy", "per_worker", "--json")
+    for name in ("num_steps", "baseline_steps"):
+        assert twice["totals"][name] == pytest.approx(found["totals"][name] / 2, rel=0.1)
     assert cli.main([*arguments, "--gpus", "2", "--decode-rate", "100", "--cores", "4", "--optimise"]) == 0
     shown = capsys.readouterr().out
     assert "2 device(s):" in shown and "ACCURACY IS NOT PREDICTED" in shown and "--plan.long-factors" in shown
     assert max(map(len, shown.partition("device(s)")[0].splitlines())) <= 120
+    assert "as they are" in shown and "the paper's" in shown  # this plan has no long cycle
 
 
 def fake_module(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> list[tuple[tuple[Any, ...], dict]]:
@@ -275,7 +299,7 @@ def test_train_passes_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         plan=dataclasses.replace(smoke.plan, epoch_factor=2.0),
         scale=dataclasses.replace(smoke.scale, workers=2),
     )
-    assert calls == [((want,), {"verbose": True})]
+    assert calls == [((want,), {"amendments": None, "verbose": True})]
 
 
 def test_fine_tuning_without_weights_is_noted(
@@ -306,6 +330,52 @@ def test_train_takes_a_run_from_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert cli.main(["train", str(tmp_path / "best.json"), "--train.seed", "3"]) == 0
     ((given,), _) = calls[0]
     assert given == dataclasses.replace(run, train=dataclasses.replace(run.train, seed=3))
+
+
+def test_a_run_begins_with_the_amendments_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = dataclasses.replace(WORKLOADS["smoke"](), name="tuned", storage=str(tmp_path))
+    state = ScheduleState(Plan.compile(run.plan, 100).digest(), (Amendment("rate", 3, 0.5, "pbt-1-rate"),))
+    (tmp_path / "best.json").write_text(json.dumps({**run.to_json(), "amendments": state.to_json()}))
+    calls = fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    assert cli.main(["train", str(tmp_path / "best.json"), "--name", "x"]) == 0
+    assert calls[0][0] == (dataclasses.replace(run, name="x"),)
+    assert calls[0][1]["amendments"] == state
+
+
+def test_amendments_are_not_brought_into_a_run_that_was_begun_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = dataclasses.replace(WORKLOADS["smoke"](), name="tuned", storage=str(tmp_path))
+    state = ScheduleState(Plan.compile(run.plan, 100).digest(), (Amendment("rate", 3, 0.5, "pbt-1-rate"),))
+    (tmp_path / "best.json").write_text(json.dumps({**run.to_json(), "amendments": state.to_json()}))
+    calls = fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(run.to_json()))
+    for own, status in ((None, 2), (ScheduleState(state.plan_digest), 2), (state, 0)):
+        if own is not None:
+            (folder / "schedule.json").write_text(json.dumps(own.to_json()))
+        assert cli.main(["train", str(tmp_path / "best.json")]) == status
+        said = capsys.readouterr().err
+        assert ("name = 'tuned': is a run without the amendments" in said) == bool(status)
+    longer = state.amended(Amendment("stop", 9))  # asked of it later
+    (folder / "schedule.json").write_text(json.dumps(longer.to_json()))
+    assert cli.main(["train", str(tmp_path / "best.json")]) == 0
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("amendments", [[], {"plan": "x"}, {"plan": "x", "amendments": [[]]}, 3])
+def test_amendments_that_cannot_be_read_are_refused_in_a_line(
+    amendments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {**dataclasses.replace(WORKLOADS["smoke"](), storage=str(tmp_path)).to_json(), "amendments": amendments}
+    (tmp_path / "best.json").write_text(json.dumps(tree))
+    fake_module(monkeypatch, "mgray.trainer", "train")
+    monkeypatch.setattr("mgray.check.check_run", lambda run: None)
+    assert cli.main(["train", str(tmp_path / "best.json")]) == 2
+    assert "holds no amendments" in capsys.readouterr().err
 
 
 def test_tune_passes_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -406,7 +476,10 @@ def test_bench_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("which", BENCHES)
 def test_each_benchmark_has_help(which: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", which, "--help"]) == 0
-    assert all(example in capsys.readouterr().out for example in COMMANDS["bench"].examples[:1])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: mgray bench {which} [-h] ")
+    own = [example for example in COMMANDS["bench"].examples if example.startswith(f"mgray bench {which} ")]
+    assert own and all(example in text for example in own)
 
 
 @pytest.mark.parametrize(("arguments", "data"), [([], None), (["--data", "videos"], "videos")])
@@ -448,6 +521,10 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["plan", "smoke", "--plot", "plan.bmp"], "plan.bmp"),
         (["plan", "smoke", "--step-times", "missing.json"], "missing.json"),
         (["plan", "smoke", "--gpus", "2", "--decode-rate", "quick"], "decode_rate = 'quick'"),
+        (["plan", "smoke", "--decode-rate", "quick"], "decode_rate = 'quick': says something of a cluster"),
+        (["plan", "smoke", "--cores", "8", "--json"], "cores = 8.0: says something of a cluster"),
+        (["plan", "smoke", "--gpus", "2", "--node-gpus", "0"], "node_gpus = 0: must be positive"),
+        (["plan", "smoke", "--model.name", "foo"], "model.name = 'foo'"),
         (["plan", "smoke", "--gpus", "2", "--decode-rate", "0"], "is no rate"),
         (["plan", "smoke", "--gpus", "-1"], "gpus = -1"),
         (["tune"], "NAME = ''"),

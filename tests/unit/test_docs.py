@@ -36,7 +36,7 @@ from tests.support.commands import (
 )
 from tests.support.videos import write_tree
 from tests.unit.test_pyslowfast import KINETICS
-from workloads import dataset_of, find
+from workloads import WORKLOADS, dataset_of, find
 
 COMMANDS = [
     pytest.param(arguments, id=f"{page.stem}: {' '.join(arguments)[:60]}")
@@ -103,7 +103,7 @@ def test_runs_are_accepted(arguments: list[str], monkeypatch: pytest.MonkeyPatch
     """All that `mgray train` refuses before Ray starts."""
     trained: list[Run] = []
     stub = types.ModuleType("mgray.trainer")
-    stub.train = lambda run, verbose: trained.append(run)  # type: ignore[attr-defined]
+    stub.train = lambda run, amendments, verbose: trained.append(run)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mgray.trainer", stub)
     monkeypatch.chdir(workspace)
     for name in re.findall(r"runs/\w+", " ".join(arguments)):
@@ -227,3 +227,28 @@ def test_phase_tables_of_the_datasets_are_those_of_the_plans() -> None:
         found = (f"{plan.num_steps:,}", f"{cost.baseline_steps:,}", f"{cost.voxel_ratio:.2f}")
         assert (steps, baseline_steps, voxels) == found, name
         assert shapes.split(", ") == [*dict.fromkeys(f"{p.base_clips}x{p.frames}x{p.crop}" for p in plan.phases)], name
+
+
+def test_steps_of_the_datasets_phases_are_those_of_the_plans() -> None:
+    text = (ROOT / "docs" / "datasets.md").read_text().partition("## Phases")[2]
+    rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\|.*[\d-] \|$", text, re.MULTILINE)]
+    told: dict[str, list[list[str]]] = {}
+    names: list[str] = []
+    for row in rows:
+        names = re.findall(r"`(\w+)`", row[0]) or names
+        for name in names:
+            told.setdefault(name, []).append(row[-6:])
+    published = {name for name in WORKLOADS if dataset_of(name) is not None and not name.endswith("_baseline")}
+    assert set(told) == published
+    for name, stages in told.items():
+        run, dataset = find(name), dataset_of(name)
+        assert run is not None and dataset is not None
+        phases = Plan.compile(run.plan, dataset.num_train).phases
+        shapes = [*dict.fromkeys((phase.frames, phase.crop) for phase in phases)]
+        found = []
+        for stage in dict.fromkeys(phase.stage for phase in phases):
+            of = {(p.frames, p.crop): p for p in phases if p.stage == stage}
+            first, *_, last = (*of.values(), *of.values())
+            steps = [f"{of[shape].num_steps:,}" if shape in of else "-" for shape in shapes]
+            found.append([str(stage), f"{first.first_epoch}-{last.end_epoch - 1}", *steps])
+        assert stages == found, name

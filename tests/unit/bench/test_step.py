@@ -96,7 +96,10 @@ def test_a_budget_ends_it_after_what_was_begun(tmp_path: Path) -> None:
     assert result.steps[0].ours.rounds == result.steps[0].to_json(result.peak)["rounds"] == 1 and not result.interrupted
     assert str(wanted[-1]) in str(result.table().caption)
     (tmp_path / "steps.json").write_text(json.dumps(result.to_json()))
-    assert main(["plan", "demo", "--step-times", str(tmp_path / "steps.json"), "--gpus", "1", "--json"]) == 0
+    arguments = ["plan", "demo", "--step-times", str(tmp_path / "steps.json"), "--gpus", "1", "--json"]
+    assert main(arguments) == 2  # demo's model is another
+    model = [f"--model.{key.replace('_', '-')}={value}" for key, value in result.settings.items() if value != ""]
+    assert main([*arguments, *model]) == 0
 
 
 @pytest.mark.parametrize("done", [0, 2])

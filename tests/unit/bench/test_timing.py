@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mgray.bench.timing import measure_decode, read_decode_times, read_step_times
+from mgray.config import Run
 from mgray.errors import ConfigError, DataError
 from mgray.plan import BatchShape, ClipShape, Cluster, Network, Plan, Timing, forecast
 from mgray.plan.forecast import largest_share
@@ -93,6 +94,24 @@ def test_runs_of_different_models_do_not_go_together(tmp_path: Path) -> None:
         read_step_times([str(one.folder), str(two.folder)])
 
 
+def test_times_of_another_model_than_the_planned_are_refused(tmp_path: Path) -> None:
+    run = write_made_up(tmp_path, "run", 1, overhead=0.05, opening=0.3)
+    model = Run.from_json(json.loads((run.folder / "run.json").read_text())).model
+    for same in (model, dataclasses.replace(model, dropout=0.1, init="weights.pt")):
+        assert read_step_times([str(run.folder)], same).timing.workers == (1,)
+    other = dataclasses.replace(model, depth=101)
+    with pytest.raises(ConfigError, match=rf"is of another model \(model\.depth {model.depth} -> 101\)"):
+        read_step_times([str(run.folder)], other)
+    path = tmp_path / "steps.json"  # of mgray bench step
+    tree = {"settings": dataclasses.asdict(model), "step_seconds": {"8x4x16x16": 0.5}}
+    path.write_text(json.dumps(tree))
+    assert read_step_times([str(path)], model).timing.workers == (1,)
+    with pytest.raises(ConfigError, match="is of another model"):
+        read_step_times([str(path)], other)
+    path.write_text('{"8x4x16x16": 0.5}')  # does not say of which
+    assert read_step_times([str(path)], other).timing.source.endswith("steps.json (one device)")
+
+
 def test_a_run_that_says_nothing_is_refused(tmp_path: Path) -> None:
     run = RunWriter(tmp_path, "run", MULTIGRID)
     run.event(0, "start", "1 workers on cuda:0")
@@ -122,12 +141,33 @@ def test_a_benchs_json_names_device_and_workers(tmp_path: Path) -> None:
     assert read_step_times([str(path)]).timing.seconds(8, ClipShape(4, 16, 16)) == 0.5
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", '{"8x4x16x16": "soon"}', '{"step_seconds": [1]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        "{",
+        '{"8x4x16x16": "soon"}',
+        '{"step_seconds": [1]}',
+        '{"workers": "x", "step_seconds": {"8x4x16x16": 1}}',
+        '{"workers": 0, "step_seconds": {"8x4x16x16": 1}}',
+        '{"settings": 1, "step_seconds": {"8x4x16x16": 1}}',
+    ],
+)
 def test_other_json_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "steps.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"steps\.json"):
         read_step_times([str(path)])
+
+
+@pytest.mark.parametrize(
+    "cells", ["3", "[{}]", "[3]", '[{"frames": 8, "size": 112, "clips_per_s_per_core": 1}]', "{}", "null"]
+)
+def test_other_decode_rates_are_refused(cells: str, tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(f'{{"cells": {cells}}}')
+    with pytest.raises(ConfigError, match=r"rates\.json"):
+        read_decode_times(str(path))
 
 
 def test_decode_rates_come_as_number_table_or_benchmark(tmp_path: Path) -> None:

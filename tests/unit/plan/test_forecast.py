@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from mgray.errors import ConfigError
 from mgray.plan import ClipShape, Cluster, Network, Plan, PlanSpec, Timing, forecast, optimise
-from mgray.plan.forecast import BUCKET_BYTES
+from mgray.plan.forecast import BUCKET_BYTES, on_workers
 from mgray.plan.forecast_table import duration, forecast_table, si
-from mgray.plan.optimise import finest_share
+from mgray.plan.optimise import GIVEN, finest_share
 from mgray.plan.overlap import pipelines
+from mgray.plan.state import Amendment, ScheduleState
 from mgray.plan.timing import Point
 from tests.unit.plan.specs import SPECS
 
@@ -83,17 +84,46 @@ def test_devices_that_are_cores_share_them_with_decoding() -> None:
 
 
 def test_the_network_adds_what_the_backward_pass_does_not_hide() -> None:
-    network = Network(gradient_bytes=100e6, bandwidth=1e9, latency_s=1e-3)
+    network = Network(gradient_bytes=100e6, bandwidth=1e9, latency_s=1e-3, node_gpus=1)
     assert network.all_reduce_s(100e6, 1) == 0
-    assert network.all_reduce_s(100e6, 4) == pytest.approx(6 * (1e-3 + 0.025))
+    assert network.all_reduce_s(100e6, 4) == pytest.approx(2 * 2 * 1e-3 + 6 * 0.025)
     last = network.all_reduce_s(BUCKET_BYTES, 4)
     assert network.exposed_s(10.0, 4, 1) == pytest.approx(last)
-    assert network.exposed_s(0.03, 4, 1) == pytest.approx(0.156 - 0.02)
+    assert network.exposed_s(0.03, 4, 1) == pytest.approx(0.154 - 0.02)
     norms = dataclasses.replace(network, norm_layers=10)
     assert norms.exposed_s(10.0, 4, 2) == pytest.approx(last + 2 * 10 * 2e-3)
-    slow = Network(gradient_bytes=1e9, bandwidth=1e6)
+    slow = Network(gradient_bytes=1e9, node_bandwidth=1e6)
     found = forecast(PLAN, Cluster(gpus=2, step=measured(1e-9, 0.0), network=slow), flops)
     assert found.bound == "network"
+
+
+def test_latency_grows_by_levels_of_a_tree_within_nodes_and_between_them() -> None:
+    network = Network(latency_s=20e-6, node_latency_s=5e-6, node_gpus=8)
+    assert [network.hops(ranks) for ranks in (1, 2, 3, 8, 9, 16, 17, 128)] == [
+        (0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (3, 1), (3, 2), (3, 4)
+    ]  # fmt: skip
+    # some tens of microseconds on one node, not the 280 of a ring's 14 hops
+    assert network.all_reduce_s(0.0, 8) == pytest.approx(30e-6)
+    assert network.all_reduce_s(0.0, 128) == pytest.approx(2 * (3 * 5e-6 + 4 * 20e-6))
+    assert network.all_reduce_s(1e9, 8) < 0.2 * network.all_reduce_s(1e9, 16)
+    shown = forecast_table(PLAN.phases, forecast(PLAN, Cluster(gpus=8, step=None, network=network), flops)).totals
+    assert any(line.startswith("network: MODELLED, not measured") for line in shown)
+
+
+def test_batches_follow_the_workers_where_the_policy_says_so() -> None:
+    plan = Plan.compile(dataclasses.replace(SPEC, batch_policy="per_worker"), 1000)
+    cluster = Cluster(gpus=4, step=None, device_flops=1e9, network=SILENT)
+    began = on_workers(plan, 4)
+    assert began == ScheduleState(plan.digest(), (Amendment("workers", 0, 4),)).plan(plan)
+    assert began.phases[0].batches[0].clips == 4 * plan.phases[0].batches[0].clips
+    found = forecast(began, cluster, flops)
+    assert found.phases[0].clips_per_gpu[0] == plan.phases[0].batches[0].clips
+    alone = forecast(plan, dataclasses.replace(cluster, gpus=1), flops)
+    assert found.speed_up == pytest.approx(alone.speed_up, rel=0.05)
+    own, best, *_ = optimise(began, cluster, flops)
+    assert own.plan == began and best.plan.phases[-1].batches[-1].clips == 4 * SPEC.batch
+    assert on_workers(plan, 1) is plan
+    assert on_workers(PLAN, 4) is PLAN
 
 
 def test_measured_times_hold_their_own_network() -> None:
@@ -201,6 +231,28 @@ def test_where_decoding_is_the_limit_proposals_are_no_slower_and_decode_less() -
     assert best.forecast.seconds <= own.forecast.seconds
 
 
-def test_a_constant_plan_is_set_beside_the_papers_cycles() -> None:
-    own, *_ = optimise(Plan.compile(PlanSpec(), 10_000), Cluster(step=None, network=SILENT), flops)
-    assert own.plan.spec.long_cycle == "stage" and own.plan.spec.short_cycle
+@pytest.mark.parametrize("short", [False, True])
+def test_a_plan_without_a_long_cycle_is_set_beside_the_papers_cycles(short: bool) -> None:
+    plan = Plan.compile(PlanSpec(short_cycle=short), 10_000)
+    own, papers, *found = optimise(plan, Cluster(step=None, network=SILENT), flops)
+    assert [own.title, papers.title, found[0].title] == [*GIVEN, "proposal 1"]
+    assert own.plan == plan and (own.forecast.speed_up == pytest.approx(1.0)) == (not short)
+    assert papers.plan.spec.long_cycle == "stage" and papers.plan.spec.short_cycle
+    assert all(p.finest_share >= 0.98 * papers.finest_share for p in found)
+
+
+def test_a_narrow_table_has_fewer_columns_and_says_which() -> None:
+    plan = Plan.compile(PlanSpec(epoch_factor=1.5, long_cycle="stage", short_cycle=True), 240_436)
+    tables = (
+        plan.table(),
+        forecast_table(plan.phases, forecast(plan, Cluster(gpus=8, step=None, network=SILENT), flops)),
+    )
+    for table in tables:
+        assert table.within(120) == table
+        narrow = table.within(80)
+        assert narrow.width <= 80 and {"phase", "frames", "crop"} <= set(narrow.head)
+        left = [name for name in table.head if name not in narrow.head]
+        assert narrow.totals[-1].startswith("a wider terminal shows ")
+        assert all(name in narrow.totals[-1] for name in left)
+        place = table.head.index("crop")
+        assert [row[narrow.head.index("crop")] for row in narrow.rows] == [row[place] for row in table.rows]

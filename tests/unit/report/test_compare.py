@@ -173,6 +173,17 @@ def test_notes_say_when_the_baseline_was_still_improving(tmp_path: Path) -> None
     assert any("may not have stopped improving" in note for note in rising.notes())
     assert not any("may not have stopped improving" in note for note in level.notes())
     assert any("40 validation clips: one clip is 2.5 points" in note for note in level.notes())
+    alone = compare([read_run(RunWriter(tmp_path, "grid", MULTIGRID).train([0.4, 0.5]))])
+    assert any("a longer baseline might do better" in note for note in rising.notes())
+    assert any("longer training might do better" in note for note in alone.notes())
+    assert not any("a longer baseline" in note for note in alone.notes())
+
+
+def test_a_run_that_is_named_twice_is_no_second_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunWriter(tmp_path, "run", BASELINE).train([0.5])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="run = 'run': is named twice"):
+        compare([read_run(run), read_run("run")])
 
 
 def test_print_comparison(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -20,8 +21,11 @@ import mgray.report.pictures
 from mgray.config import Run
 from mgray.errors import DataError
 from mgray.plan.state import Amendment
-from mgray.report import write_report
+from mgray.report import read_run, write_report
 from mgray.report.command import options, train_command
+from mgray.report.compare import compare
+from mgray.report.curves import AXES, curves
+from mgray.report.plots import STYLE, accuracy_over_time, new_axes, rate_axis, throughput
 from tests.unit.report.writer import BASELINE, MULTIGRID, RunWriter
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -139,11 +143,42 @@ def test_runs_at_different_points(tmp_path: Path) -> None:
     assert names == ["schedule_begun", "throughput"]
 
 
+def test_a_run_before_its_first_validation_leaves_the_panels_their_size(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    new = RunWriter(tmp_path, "new", MULTIGRID)
+    new.steps(0, 3)
+    comparison = compare([read_run(RunWriter(tmp_path, "base", BASELINE).train([0.4, 0.5])), read_run(new.folder)])
+    with matplotlib.rc_context(STYLE):
+        for figure in (curves(comparison, AXES[0]), accuracy_over_time(comparison), throughput(comparison)):
+            figure.draw_without_rendering()
+            assert min(axes.get_position().height for axes in figure.axes) > 0.15
+            assert figure.legends[0].get_texts()[1].get_text() == "new"
+    assert not [str(warning.message) for warning in recwarn]
+
+
+@pytest.mark.parametrize("factors", [(1.0, 0.9), (1.0, 0.3), (1.0, 0.1), (1.0, 0.001), (1.0, 1.0)])
+def test_the_labels_of_rates_do_not_overlap(factors: tuple[float, float]) -> None:
+    with matplotlib.rc_context(STYLE):
+        figure, (axes, _, _) = new_axes(3, 1, 5.2)
+        axes.plot([0.03 * factor for factor in factors])
+        rate_axis(axes, [0.03 * factor for factor in factors])
+        figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
+        low, high = axes.get_window_extent().intervaly
+        shown = sorted(box.intervaly.tolist() for box in boxes if low <= box.intervaly.mean() <= high)
+    assert len(shown) >= 2
+    assert all(below[1] <= above[0] for below, above in itertools.pairwise(shown))
+    assert not axes.yaxis.get_minorticklabels()
+
+
 def test_bad_input(tmp_path: Path) -> None:
     run = RunWriter(tmp_path, "run", BASELINE).folder
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is no folder"):
         write_report([run], tmp_path / "file")
+    with pytest.raises(DataError, match=r"out = '/proc/mgray': cannot be made"):
+        write_report([run], Path("/proc/mgray"))
     with pytest.raises(DataError, match="names no run"):
         write_report([], tmp_path / "out")
     with pytest.raises(DataError, match="no such folder"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgray.errors import DataError
+from mgray.plan.state import Amendment, ScheduleState
 from mgray.report import read_run
 from tests.unit.report.writer import BASELINE, MULTIGRID, NUM_SAMPLES, RunWriter
 
@@ -124,6 +125,15 @@ def test_bad_file(tmp_path: Path, name: str, text: str, problem: str) -> None:
     assert caught.value.field == "run"
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_amendments_of_another_plan_are_refused(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, "multigrid", MULTIGRID)
+    writer.amend(Amendment("rate", 3, 0.5, "pbt-1-rate"), 3)
+    assert read_run(writer.folder).schedule == writer.state
+    (writer.folder / "schedule.json").write_text(json.dumps(ScheduleState("0" * 64, writer.state.amendments).to_json()))
+    with pytest.raises(DataError, match=r"schedule\.json is of another plan than run\.json"):
+        read_run(writer.folder)
 
 
 def test_no_run(tmp_path: Path) -> None:

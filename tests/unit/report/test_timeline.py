@@ -55,6 +55,20 @@ def test_happenings_in_words(eventful: Path) -> None:
     assert first_phase.startswith("Phase ")
 
 
+def test_numbers_run_along_the_time_axis(tmp_path: Path) -> None:
+    """An amendment is made before the step from which it holds, and a failure may come in between."""
+    run = RunWriter(tmp_path, "run", ADAPTIVE)
+    run.event(0, "start", "2 workers on cpu")
+    run.steps(0, 10)
+    run.amend(Amendment("rate", 30, 0.5, "asked"), 10)
+    run.steps(10, 20)
+    run.attempt = 1
+    run.event(20, "resume", "2 workers on cpu")
+    run.steps(20, run.plan.num_steps)
+    told = [item for item in happenings(read_run(run.folder)) if item.number]
+    assert [(item.kind, item.number, item.train_s) for item in told] == [("amendment", 2, 30), ("failure", 1, 20)]
+
+
 def test_attempts_say_how_many_workers(eventful: Path) -> None:
     crews = attempts(read_run(eventful))
     end_s = crews[-1].end_s

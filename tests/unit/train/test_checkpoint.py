@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from mgray.errors import CheckpointError
+from mgray.errors import CheckpointError, ConfigError
 from mgray.plan import Plan, PlanSpec
 from mgray.plan.state import Amendment, ScheduleState
 from mgray.train.checkpoint import (
     CheckpointMeta,
+    begin_amended,
     newest_checkpoint,
     read_meta,
     read_tensors,
@@ -159,6 +160,17 @@ def test_a_plan_starts_as_it_was_amended(tmp_path: Path) -> None:
     write_schedule(tmp_path, ScheduleState("p", META.schedule.amendments), plan)
     with pytest.raises(CheckpointError, match="is not the plan of this run"):
         schedule_so_far(tmp_path, plan)
+
+
+def test_a_run_begins_with_amendments_of_its_own_plan_only(tmp_path: Path) -> None:
+    plan = Plan.compile(PlanSpec(epochs=4, lr_steps=(0, 2), lr_factors=(1.0, 0.1), batch=8, long_cycle="run"), 400)
+    amended = ScheduleState(plan.digest(), (Amendment("rate", 30, 0.5, "pbt-1-rate"),))
+    begin_amended(tmp_path / "run", plan, amended)
+    assert schedule_so_far(tmp_path / "run", plan) == amended
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["digest"] == amended.plan(plan).digest()
+    with pytest.raises(ConfigError, match="another schedule or other data"):
+        begin_amended(tmp_path / "other", Plan.compile(plan.spec, 401), amended)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_checkpoint_that_is_being_written_is_not_the_newest(stored: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mgray.errors import ConfigError
 from mgray.plan import Plan, PlanSpec
-from mgray.tune.space import around, at_cost, run_at, with_fields
+from mgray.tune.objective import Goal
+from mgray.tune.space import around, at_cost, run_at, searched, with_fields
 from tests.unit.plan.specs import SPECS
 from tune_spaces import SPACES, Choice, LogUniform, Uniform
 from workloads import WORKLOADS
@@ -40,6 +41,15 @@ def test_a_run_outside_a_range_widens_it() -> None:
     found, own = around(run, {"lr": LogUniform("plan.lr", 1.0, 2.0), "epochs": Uniform("plan.epoch_factor", 0.1, 0.2)})
     assert found == {"lr": LogUniform("plan.lr", 0.02, 2.0), "epochs": Uniform("plan.epoch_factor", 0.1, 1.25)}
     assert own == {"lr": 0.02, "epochs": 1.25}
+
+
+def test_where_the_cost_is_fixed_the_length_is_not_searched() -> None:
+    run = WORKLOADS["demo"]()
+    for name, space in SPACES.items():
+        fixed = searched(space(run), Goal(objective="accuracy", budget=1.0))
+        free = searched(space(run), Goal(objective="cost", budget=1.0, target=0.9))
+        assert free == space(run)
+        assert set(free) - set(fixed) == ({"length"} if name == "cycles" else set())
 
 
 def test_unknown_fields_are_refused() -> None:

@@ -19,16 +19,17 @@ CURVES = {"trial_0": [Score(0.5, 0.4), Score(1.0, 0.8)], "trial_1": [Score(0.4, 
 def test_the_last_table_names_the_runs_own_trial_and_what_each_reached(tmp_path: Path) -> None:
     search = dataclasses.replace(search_in(tmp_path), goal=Goal(objective="cost", budget=1.0, target=0.85))
     rows = [
-        (name, {"lr": "own" if name == "trial_0" else "other"}, scores, "done", 3.0) for name, scores in CURVES.items()
+        (name, {"lr": "own" if name == "trial_0" else "other"}, scores, "done", 3.0, 15 if scores else None)
+        for name, scores in CURVES.items()
     ]
     shown = io.StringIO()
     print_trials(search, rows, "trial_1", Console(file=shown))
     lines = shown.getvalue().splitlines()
     assert lines[0].strip() == "3 trials; the best is 1"
     assert [line.split() for line in lines[3:6]] == [
-        ["0", "own", "1.00", "80.0", "-", "3", "s", "own,", "done"],
-        ["1", "other", "0.40", "90.0", "0.40", "3", "s", "done"],
-        ["2", "other", "-", "-", "-", "3", "s", "done"],
+        ["0", "own", "15", "1.00", "80.0", "-", "3", "s", "own,", "done"],
+        ["1", "other", "15", "0.40", "90.0", "0.40", "3", "s", "done"],
+        ["2", "other", "-", "-", "-", "-", "3", "s", "done"],
     ]
     assert max(map(len, lines)) <= 120
 
@@ -56,7 +57,9 @@ def test_videos_of_several_classes_are_scored_by_map(tmp_path: Path) -> None:
         Relay().on_trial_start(0, [], trial(1))
         Relay().on_trial_result(0, [], trial(1), {"cost": 0.5, "top1": 0.75})
         Relay().on_trial_complete(0, [], trial(1))
-    print_trials(search, [("trial_1", {"lr": "own"}, [Score(0.5, 0.75)], "done", 3.0)], "trial_1", Console(file=shown))
+    print_trials(
+        search, [("trial_1", {"lr": "own"}, [Score(0.5, 0.75)], "done", 3.0, 15)], "trial_1", Console(file=shown)
+    )
     assert "lr=own: mAP 75.0 %" in shown.getvalue().replace("lr=other", "lr=own")
     assert "mAP: best validation" in shown.getvalue() and "top-1" not in shown.getvalue()
 
