@@ -21,13 +21,16 @@ NODES = [node("a", 4, 2), node("b", 3), node("c", 64, 8, alive=False)]
 @pytest.mark.parametrize(
     ("need", "free", "held", "without", "expected"),
     [
-        (Need(1.0), {"CPU": 7.0}, 0, (), 7),
-        (Need(2.0), {"CPU": 7.0}, 0, (), 3),  # 2 and 1: a worker does not span nodes
-        (Need(1.0), {"CPU": 2.0}, 3, (), 5),  # somebody else holds two
-        (Need(1.0), {"CPU": 7.0}, 0, ("a",), 3),
-        (Need(1.0, 1.0), {"CPU": 7.0, "GPU": 2.0}, 0, (), 2),
-        (Need(1.0, 1.0), {"CPU": 7.0}, 0, (), 0),
-        (Need(0.1), {"CPU": 0.3}, 0, (), 3),
+        (Need(1.0), {"a": {"CPU": 4.0}, "b": {"CPU": 3.0}}, 0, (), 7),
+        (Need(2.0), {"a": {"CPU": 4.0}, "b": {"CPU": 3.0}}, 0, (), 3),  # 2 and 1: a worker does not span nodes
+        (Need(2.0), {"a": {"CPU": 3.0}, "b": {"CPU": 1.0}}, 0, (), 1),  # nor what is free of them
+        (Need(1.0), {"a": {"CPU": 2.0}}, 3, (), 5),  # somebody else holds two
+        (Need(1.0), {"a": {"CPU": 4.0}, "b": {"CPU": 3.0}, "c": {"CPU": 64.0}}, 0, ("a",), 3),
+        (Need(1.0), {"a": {"CPU": 4.0}}, 3, ("a",), 3),  # what is free on a node about to go is no room
+        (Need(1.0, 1.0), {"a": {"CPU": 4.0, "GPU": 2.0}, "b": {"CPU": 3.0}}, 0, (), 2),
+        (Need(1.0, 1.0), {"a": {"CPU": 4.0}, "b": {"CPU": 3.0}}, 0, (), 0),
+        (Need(1.0, 1.0), {"a": {"GPU": 2.0}, "b": {"CPU": 3.0}}, 0, (), 0),  # CPUs of one node, GPUs of another
+        (Need(0.1), {"a": {"CPU": 0.3}}, 0, (), 3),
     ],
 )
 def test_room(need: Need, free: dict, held: int, without: tuple, expected: int) -> None:
@@ -37,11 +40,10 @@ def test_room(need: Need, free: dict, held: int, without: tuple, expected: int) 
 @pytest.mark.parametrize(
     ("need", "free", "expected"),
     [
-        (Need(1.0), {"CPU": 7.0}, True),
-        (Need(1.0), {"CPU": 71.0}, True),  # the dead node is still counted
-        (Need(1.0), {"CPU": 6.5}, False),
-        (Need(1.0, 1.0), {"CPU": 7.0, "GPU": 1.0}, False),
-        (Need(1.0), {"CPU": 7.0, "GPU": 1.0}, True),  # the GPU is of no use to us
+        (Need(1.0), {"a": {"CPU": 4.0}, "b": {"CPU": 3.0}}, True),
+        (Need(1.0), {"a": {"CPU": 4.0}, "b": {"CPU": 2.5}, "c": {"CPU": 64.0}}, False),  # the dead node is of no use
+        (Need(1.0, 1.0), {"a": {"CPU": 4.0, "GPU": 1.0}, "b": {"CPU": 3.0}}, False),
+        (Need(1.0), {"a": {"CPU": 4.0, "GPU": 1.0}, "b": {"CPU": 3.0}}, True),  # the GPU is of no use to us
         (Need(1.0), {}, False),
     ],
 )
