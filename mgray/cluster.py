@@ -6,6 +6,7 @@ where a dead node is still on it; what is counted here bounds it from above.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +14,10 @@ from typing import Any, cast
 import ray
 import ray.util.client
 from ray._private.state import available_resources_per_node
+from ray.autoscaler.sdk import request_resources
+
+from mgray.config import ScaleSection
+from mgray.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,48 @@ class Need:
     def resources(self) -> dict[str, float]:
         """As Ray writes it."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+def need_of(scale: ScaleSection, gpus: float, *, grows: bool) -> Need:
+    """What each worker reserves on a Ray that has so many GPUs: one of them where there are any, or --scale.gpu says so.
+
+    Raises:
+        ConfigError: they are fewer than the workers, and no more will come.
+    """
+    if scale.gpu == "no" or (scale.gpu == "auto" and not gpus):
+        return Need(scale.cpus)
+    if gpus < scale.min_workers and not grows:
+        raise ConfigError(
+            "scale.workers", scale.workers, f"is more than the {gpus:g} GPUs that Ray finds here",
+            "ask for fewer, or give --scale.gpu no to train on CPUs",
+        )  # fmt: skip
+    return Need(scale.cpus, 1.0)
+
+
+def described(need: Need, scale: ScaleSection, gpus: float, *, grows: bool) -> str:
+    """What workers compute on, for people."""
+    if need.gpus:
+        return f"trains on GPUs, one for each worker (Ray finds {gpus:g})"
+    if scale.gpu == "no":
+        return "trains on CPUs, as --scale.gpu no says"
+    return "trains on CPUs: Ray finds no GPU" + (
+        "; --scale.gpu yes would wait for nodes that have some" if grows else ""
+    )
+
+
+def num_gpus() -> float:
+    """GPUs of the nodes that live, whoever holds them."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return sum(float(node["Resources"].get("GPU", 0.0)) for node in nodes if node["Alive"])
+
+
+def wish(need: Need, workers: int) -> None:
+    """Ask the cluster's autoscaler, where there is one, for nodes that hold so many workers; 0 takes it back.
+
+    It is a hint, of which Ray has one for the whole cluster: whoever else gives one takes its place, so that it has to be repeated.
+    """
+    with contextlib.suppress(ray.exceptions.RayError, RuntimeError):
+        request_resources(bundles=[need.resources()] * workers)
 
 
 Free = Mapping[str, Mapping[str, float]]

@@ -5,7 +5,7 @@ import os
 import pytest
 import ray
 
-from mgray.cluster import Need, is_idle, room_of
+from mgray.cluster import Need, described, is_idle, need_of, room_of
 from mgray.config import Run, ScaleSection
 from mgray.errors import ConfigError
 from mgray.trainer import LOCAL_RAY, ray_running
@@ -49,6 +49,35 @@ def test_room(need: Need, free: dict, held: int, without: tuple, expected: int) 
 )
 def test_nobody_holds_a_thing(need: Need, free: dict, expected: bool) -> None:
     assert is_idle(need, NODES, free) is expected
+
+
+@pytest.mark.parametrize(
+    ("gpu", "workers", "gpus", "grows", "expected"),
+    [
+        ("auto", 2, 0.0, False, 0.0),
+        ("auto", 2, 2.0, False, 1.0),
+        ("auto", "2:8", 4.0, False, 1.0),
+        ("auto", 8, 4.0, True, 1.0),  # it waits for the rest rather than train on CPUs
+        ("auto", 8, 0.0, True, 0.0),
+        ("yes", 8, 0.0, True, 1.0),
+        ("no", 2, 2.0, False, 0.0),
+        ("auto", 8, 4.0, False, None),
+        ("yes", 1, 0.0, False, None),
+    ],
+)
+def test_what_workers_compute_on(
+    gpu: str, workers: int | str, gpus: float, grows: bool, expected: float | None
+) -> None:
+    scale = ScaleSection(gpu=gpu, workers=workers)  # type: ignore[arg-type]
+    if expected is None:
+        with pytest.raises(ConfigError, match=rf"scale.workers = {workers}: .* the {gpus:g} GPUs .* --scale.gpu no"):
+            need_of(scale, gpus, grows=grows)
+        return
+    need = need_of(scale, gpus, grows=grows)
+    assert need.gpus == expected
+    said = described(need, scale, gpus, grows=grows)
+    assert said.startswith("trains on GPUs" if expected else "trains on CPUs")
+    assert ("--scale.gpu yes" in said) == (gpu == "auto" and not expected and grows)
 
 
 def test_workers_are_a_number_or_a_range() -> None:
