@@ -147,7 +147,7 @@ class ScheduleDriver:
     async def waits(self, step: int) -> dict[str, Any]:
         """The trainer waits for room, and its next workers will begin at `step`: another size or the end that is asked for from there on
         is taken up here, since no worker does; returns the status then."""
-        self._next_step = step
+        self._next_step, self._left = step, None
         for request in [*self._pending.values()]:
             if request.kind in ("stop", "resize") and request.from_step <= step:
                 await self.leave(Departure(step, request.kind, int(request.value)))

@@ -48,7 +48,9 @@ class Clock:
     """Time that passes while somebody sleeps; then something may happen."""
 
     def __init__(self) -> None:
-        self.now, self.then = 100.0, {}  # type: ignore[var-annotated]
+        self.now = 100.0
+        self.then: dict[float, Callable[[], Any]] = {}
+        """What happens when."""
 
     def monotonic(self) -> float:
         return self.now
@@ -220,6 +222,29 @@ def test_a_run_that_gets_no_further_is_given_up(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(TrainingError, match="failed and was given up"):
         run.work()
     assert [line.partition("failure ")[2][:1] for line in said] == ["1", "2"]
+
+
+def test_workers_that_never_begin_after_a_resize_are_failures(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, tmp_path: Path
+) -> None:
+    """The resize is done with, and says nothing of the attempts after it."""
+    has_room(monkeypatch, lambda: 2)
+    driver = Handle()
+    run, said = attempts_of(tmp_path, driver, max_failures=2)
+    tries: list[int] = []
+
+    def fit() -> None:
+        tries.append(len(tries))
+        if tries == [0]:
+            asyncio.run(driver.actor.leave(Departure(20, "resize", 2)))
+            return
+        assert len(tries) < 9, "it tries for ever"
+        raise ray.exceptions.ActorDiedError
+
+    fits(monkeypatch, fit)
+    with pytest.raises(TrainingError, match="failed and was given up"):
+        run.work()
+    assert "goes on with 2 workers instead of 1" in said
 
 
 def test_ctrl_c_while_workers_train(monkeypatch: pytest.MonkeyPatch, clock: Clock, tmp_path: Path) -> None:
