@@ -49,6 +49,8 @@ LOCAL_RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """Environment of a Ray of our own."""
+_ours = False
+"""Whether the Ray that runs is one that `ray_running` started here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,11 +151,12 @@ def _absolute(run: Run) -> Run:
 @contextlib.contextmanager
 def ray_running(run: Run, *, verbose: bool = False) -> Iterator[bool]:
     """Ray for as long as the context lasts: the one that runs, the cluster of `scale.address`, or a local one; whether it may get more nodes."""
+    global _ours
     # a report waits until the controller has polled the one before
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
-        yield True
+        yield not _ours
         return
     joins = run.scale.address or os.environ.get("RAY_ADDRESS", "")
     with contextlib.ExitStack() as stack:
@@ -162,9 +165,11 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[bool]:
         _start_ray(run, joins, verbose)
         if not verbose:
             stack.enter_context(without_noise())
+        _ours = not joins
         try:
-            yield bool(joins)
+            yield not _ours
         finally:
+            _ours = False
             ray.shutdown()
 
 

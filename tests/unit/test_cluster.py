@@ -105,8 +105,14 @@ def test_the_ray_that_a_run_trains_on(
     monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", environment)
-    with ray_running(Run(scale=ScaleSection(address=address))):
+    with ray_running(Run(scale=ScaleSection(address=address))) as grows:
+        assert grows == (expected != "local")
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
+        with ray_running(Run()) as still_grows:
+            assert still_grows == grows
         assert given["address"] == expected
         assert ("num_cpus" in given) == (expected == "local")
         assert (LOCAL_RAY.items() <= os.environ.items()) == (expected == "local")
+    with ray_running(Run()) as grows:
+        assert grows, "nothing is known of a Ray that somebody else started"
     assert not LOCAL_RAY.keys() & os.environ.keys()
