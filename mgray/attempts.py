@@ -9,6 +9,8 @@ still hold the dead one.
 from __future__ import annotations
 
 import contextlib
+import math
+import signal
 import threading
 import time
 import uuid
@@ -21,21 +23,47 @@ import ray
 import ray.train
 import ray.train.torch
 
-from mgray.cluster import Need, idle, room
+from mgray.cluster import Need, idle, room, wish
 from mgray.config import Run
 from mgray.data.feed import GridDataConfig
 from mgray.errors import ConfigError, MgrayError, TrainingError
 from mgray.plan.state import Departure, Request
+from mgray.train.kept import KEEP, kept_in, newest_step, tidy
+from mgray.train.metrics import METRICS
 from mgray.train.session import FEED
 from mgray.train.worker import WorkConfig, work
 
-KEEP_CHECKPOINTS = 3
 POLL_S = 0.5
 FREED_WITHIN_S = 3.0
 """Seconds in which the resources of an attempt that has ended are surely free again."""
 SETTLED_S = 20.0
 """Seconds that new room has to be there before a run grows into it: Ray Train's own list of nodes is as old."""
 SAY_EVERY_S = 30.0
+WISH_EVERY_S = 5.0
+"""Seconds between two hints to the cluster's autoscaler while there is no room; Ray Train's own are repeated every 20."""
+
+
+@dataclass(slots=True)
+class Failures:
+    """How often a run failed in a row, with no new checkpoint between."""
+
+    count: int = 0
+    _step: int = -1
+
+    def add(self, step: int) -> int:
+        """One more, where the newest checkpoint stands before `step`; returns how many there are since the one before it."""
+        self.count = 1 if step > self._step else self.count + 1
+        self._step = max(step, self._step)
+        return self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many workers an attempt is begun with, and the fewest and most that it may have."""
+
+    workers: int
+    least: int
+    most: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,25 +76,32 @@ class Attempts:
     shards: str
     driver: Any
     """Handle of its `ScheduleDriver`."""
+    need: Need
+    """What each worker reserves."""
     say: Callable[[str], None]
     """Takes what people should know."""
+    grows: bool = True
+    """Whether its Ray may get more nodes."""
 
     def work(self) -> str:
         """Attempt after attempt to the end of the schedule; returns "", or "stop" where somebody asked for that.
 
         Raises:
             MgrayError: what kept the run from its end.
+            KeyboardInterrupt: Ctrl-C.
         """
-        failures, without = 0, frozenset[str]()
-        need, before = self._need(), 0
+        if (self.folder / METRICS).is_file() and not kept_in(self.folder):
+            self.say(f"has records and no checkpoint in {self.folder}, so that it starts at its first step")
+        failures, without, before = Failures(), frozenset[str](), 0
         while True:
-            least, most = self._bounds()
-            workers = self._wait_for_room(need, least, most, without)
-            if before not in (0, workers):
-                self.say(f"goes on with {workers} workers instead of {before}")
-            before = workers
-            with self._growing(need, workers, most, without):
-                error = self._fit(need, least, workers)
+            size = self._wait_for_room(without)
+            if size is None:
+                return "stop"
+            if before not in (0, size.workers):
+                self.say(f"goes on with {size.workers} workers instead of {before}")
+            before = size.workers
+            with self._growing(size, without):
+                error = self._fit(size)
             status = ray.get(self.driver.status.remote())
             failure = status["failure"]
             if isinstance(failure, MgrayError):
@@ -81,51 +116,60 @@ class Attempts:
                 continue
             if error is None and failure is None:
                 return ""
-            failures += 1
-            if failure is not None or failures > self.run.scale.max_failures:
+            count, most = failures.add(newest_step(self.folder)), self.run.scale.max_failures
+            if failure is not None or count > most:
                 problem = " ".join(str(failure or error).split())[-300:]
                 raise TrainingError(
                     "run", self.run.name, f"failed and was given up ({problem})", "see the logs in Ray's session folder"
                 )
             self.say(
-                f"workers were lost, goes on from the last checkpoint (failure {failures} of at most {self.run.scale.max_failures})"
+                f"workers were lost, goes on from the last checkpoint (failure {count} of at most {most} in a row)"
             )
 
-    def _need(self) -> Need:
+    def _bounds(self, wanted: int) -> tuple[int, int]:
+        """The fewest and most workers: as configured, or as somebody asked for since (0: nobody has)."""
         scale = self.run.scale
-        gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
-        use_gpu = scale.gpu == "yes" or (scale.gpu == "auto" and gpus >= scale.min_workers)
-        if scale.gpu == "yes" and gpus < scale.min_workers:
-            raise ConfigError(
-                "scale.workers", scale.workers, f"is more than the cluster's {gpus:.0f} GPUs", "ask for fewer, or give --scale.gpu auto"
-            )  # fmt: skip
-        return Need(scale.cpus, 1.0 if use_gpu else 0.0)
-
-    def _bounds(self) -> tuple[int, int]:
-        """The fewest and most workers, as configured or as somebody asked for since."""
-        scale, wanted = self.run.scale, ray.get(self.driver.status.remote())["wanted"]
         if not wanted:
             return scale.min_workers, scale.max_workers
         return (wanted, wanted) if scale.min_workers == scale.max_workers else (min(wanted, scale.min_workers), wanted)
 
-    def _wait_for_room(self, need: Need, least: int, most: int, without: Collection[str]) -> int:
-        """As many workers as there is room for, once there is enough."""
-        began = said_at = time.monotonic()
-        while True:
-            found, now = min(most, room(need, without=without)), time.monotonic()
-            if found == most or (found >= least and (now - began >= FREED_WITHIN_S or idle(need))):
-                return found
-            if now - began >= FREED_WITHIN_S and (said_at == began or now - said_at >= SAY_EVERY_S):
-                said_at = now
-                each = " and ".join(f"{amount:g} {name}" for name, amount in need.resources().items())
-                self.say(
-                    f"waiting for room: {least} workers of {each} each, the cluster has room for {found} "
-                    "(add nodes, end other jobs, or start with fewer --scale.workers)"
-                )
-            time.sleep(POLL_S)
+    def _wait_for_room(self, without: Collection[str]) -> Size | None:
+        """As many workers as there is room for, once there is enough; None where somebody asks to stop meanwhile."""
+        began, step = time.monotonic(), newest_step(self.folder)
+        said_at = wished_at = -math.inf
+        shown = (0, 0)
+        try:
+            while True:
+                status = ray.get(self.driver.waits.remote(step))
+                if status["left"] is not None and status["left"].why == "stop":
+                    return None
+                least, most = self._bounds(status["wanted"])
+                found, now = min(most, room(self.need, without=without)), time.monotonic()
+                if found == most or (found >= least and (now - began >= FREED_WITHIN_S or idle(self.need))):
+                    return Size(found, least, most)
+                if now - began >= FREED_WITHIN_S:
+                    if shown != (least, most) or now - said_at >= SAY_EVERY_S:
+                        said_at, shown = now, (least, most)
+                        self.say(self._waiting(least, found))
+                    if self.grows and now - wished_at >= WISH_EVERY_S:
+                        wished_at = now
+                        wish(self.need, most)
+                time.sleep(POLL_S)
+        finally:
+            if math.isfinite(wished_at):
+                wish(self.need, 0)
 
-    def _fit(self, need: Need, least: int, workers: int) -> Exception | None:
+    def _waiting(self, least: int, found: int) -> str:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in self.need.resources().items())
+        on_cpus = ", or with --scale.gpu no" if self.need.gpus and self.run.scale.gpu == "auto" else ""
+        return (
+            f"waiting for room: {least} workers of {each} each, the cluster has room for {found} (add nodes, end other jobs, "
+            f"ask for fewer with mgray ctl {self.run.name} resize, or start with fewer --scale.workers{on_cpus})"
+        )
+
+    def _fit(self, size: Size) -> Exception | None:
         """One attempt; the error that ended it."""
+        tidy(self.folder)
         feed = self.run.feed  # by itself: what is passed on here travels to the workers
         trainer = ray.train.torch.TorchTrainer(
             cast(Any, work),
@@ -134,11 +178,11 @@ class Attempts:
                 WorkConfig(run=self.run.to_json(), folder=str(self.folder), shards=self.shards, driver=self.driver),
             ),
             scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
-                num_workers=workers if least == workers else (least, workers),  # type: ignore[arg-type]
+                num_workers=size.workers if size.least == size.workers else (size.least, size.workers),  # type: ignore[arg-type]
                 # it grows by way of the driver, so that workers save first
                 elastic_resize_monitor_interval_s=float("inf"),
-                use_gpu=need.gpus > 0,
-                resources_per_worker=need.resources(),
+                use_gpu=self.need.gpus > 0,
+                resources_per_worker=self.need.resources(),
             ),
             run_config=ray.train.RunConfig(
                 name=self.run.name,
@@ -146,19 +190,20 @@ class Attempts:
                 failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
                     max_failures=0, controller_failure_limit=0, max_preemption_failures=0
                 ),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEEP),
             ),
             datasets={FEED: cast(Any, lambda: feed)},  # GridDataConfig makes shards of it
             dataset_config=GridDataConfig(),
         )
         try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
+            with _interruptible():
+                trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:  # or its controller died
             return error
         return None
 
     @contextlib.contextmanager
-    def _growing(self, need: Need, workers: int, most: int, without: Collection[str]) -> Iterator[None]:
+    def _growing(self, size: Size, without: Collection[str]) -> Iterator[None]:
         """Ask for a change of size when there is room for more workers; from a thread, since fit() holds the main one."""
         stop = threading.Event()
 
@@ -167,8 +212,8 @@ class Attempts:
             while not stop.wait(POLL_S * 4):
                 with contextlib.suppress(ray.exceptions.RayError, ConfigError):
                     now, status = time.monotonic(), ray.get(self.driver.status.remote(), timeout=10)
-                    held = status.get("workers", workers)
-                    if min(most, room(need, held, without)) <= held:
+                    held = status.get("workers", size.workers)
+                    if min(size.most, room(self.need, held, without)) <= held:
                         roomy_since = None
                         continue
                     roomy_since = roomy_since or now
@@ -178,7 +223,7 @@ class Attempts:
                         return
 
         thread = threading.Thread(target=watch, daemon=True, name="mgray-growth")
-        if workers < most:
+        if size.workers < size.most:
             thread.start()
         try:
             yield
@@ -186,3 +231,19 @@ class Attempts:
             stop.set()
             if thread.ident:
                 thread.join()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt, as before and after: Ray Train's handler, which `fit` leaves in place, ends the program as if all were
+    well, and does nothing between two attempts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -250,13 +250,13 @@ class ScaleSection:
     workers: int | str = 1
     """Training workers (ranks), one per GPU where there are GPUs; MIN:MAX (e.g. 2:16) takes as many as the cluster has room for, also while it runs."""
     gpu: Literal["auto", "yes", "no"] = "auto"
-    """Give each worker a GPU; auto does so where the cluster has one."""
+    """Give each worker a GPU; auto does so where Ray finds one at the start, yes waits for them on a cluster."""
     cpus: float = 1.0
     """CPUs that Ray reserves for each worker."""
     threads: int = 0
     """Threads of torch in each worker; 0 is max(1, cpus)."""
     max_failures: int = 8
-    """Failures of workers after which the run is given up (each restarts from the last checkpoint)."""
+    """Failures in a row, with no new checkpoint between, after which the run is given up (each restarts from the last checkpoint)."""
     save_every: int = 200
     """Steps from one checkpoint to the next, at most; the last is at the end."""
     save_s: float = 60.0

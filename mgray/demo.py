@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mgray.check import check_input
+from mgray.cluster import num_gpus
 from mgray.config import Run
 from mgray.data.shards.shard_set import ShardSet
 from mgray.plan import PlanSpec
@@ -37,6 +38,8 @@ def demo(*, data: str | None, out: Path, console: Console | None = None) -> Path
     check_input(runs[0])
     folders = []
     with ray_running(runs[0]):
+        if 0 < num_gpus() < runs[0].scale.max_workers:
+            runs = [dataclasses.replace(run, scale=dataclasses.replace(run.scale, gpu="no")) for run in runs]
         shards = open_data(runs[0], console)
         console.print(
             f"{shards.num_samples('train')} clips to train on, {shards.num_samples('val')} to validate on, "

@@ -42,8 +42,9 @@ GAUGES = {
 class ScheduleDriver:
     """Schedule state, versioned and append-only, open requests, and the latest progress of one run."""
 
-    def __init__(self, plan: Plan, state: ScheduleState, name: str = "") -> None:
-        self._name = name
+    def __init__(self, plan: Plan, state: ScheduleState, name: str = "", most: int = 0) -> None:
+        """`most` workers are all that its cluster will ever hold; 0 where that is not known."""
+        self._name, self._most = name, most
         self._gauges: dict[str, Gauge] = {}
         self._plan = plan
         self._state = state
@@ -72,6 +73,10 @@ class ScheduleDriver:
             raise ConfigError(
                 "request", request.kind, "comes before the workers have said how far they are", "try again in a moment"
             )
+        if request.kind == "resize" and 0 < self._most < request.value:
+            raise ConfigError(
+                "resize", int(request.value), f"is more than this run's Ray has room for ({self._most})", f"give at most {self._most}"
+            )  # fmt: skip
         request.check(self._plan, self._state, self._next_step)
         self._pending[request.key] = request
 
@@ -139,6 +144,16 @@ class ScheduleDriver:
         if departure.why == "resize":
             self._wanted = departure.workers
 
+    async def waits(self, step: int) -> dict[str, Any]:
+        """The trainer waits for room, and its next workers will begin at `step`: another size or the end that is asked for from there on
+        is taken up here, since no worker does; returns the status then."""
+        self._next_step, self._left = step, None
+        for request in [*self._pending.values()]:
+            if request.kind in ("stop", "resize") and request.from_step <= step:
+                await self.leave(Departure(step, request.kind, int(request.value)))
+                self._taken.add(self._pending.pop(request.key).key)
+        return await self.status()
+
     async def is_given_up(self) -> bool:
         """Whether another attempt is pointless."""
         return self._given_up
@@ -173,8 +188,10 @@ def driver_name(run: str) -> str:
     return f"mgray-{run}"
 
 
-def start_driver(name: str, plan: Plan, state: ScheduleState) -> Any:
+def start_driver(name: str, plan: Plan, state: ScheduleState, most: int = 0) -> Any:
     """Start the driver of the run `name` and return its handle; it ends with the program that started it.
+
+    No resize above `most` workers is taken, where that is not 0.
 
     It runs on that program's node where it can, so that a run loses its driver with no other node.
 
@@ -186,7 +203,7 @@ def start_driver(name: str, plan: Plan, state: ScheduleState) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     try:
         return actor.options(name=driver_name(name), namespace=NAMESPACE, scheduling_strategy=here).remote(
-            plan, state, name
+            plan, state, name, most
         )
     except ValueError:
         raise ConfigError(

@@ -20,8 +20,9 @@ from rich.progress import Progress
 
 from mgray.attempts import Attempts
 from mgray.check import SHARDS_FOLDER, check_amendments, check_run, is_shards, run_folder, starts_afresh
+from mgray.cluster import capacity, described, need_of, num_gpus
 from mgray.config import Run
-from mgray.control import announce, in_progress
+from mgray.control import announce, in_progress, own
 from mgray.data.annotations import read_annotations
 from mgray.data.decode.limits import DECODE_LIMIT_S
 from mgray.data.feed import quiet_ray_data
@@ -31,14 +32,14 @@ from mgray.data.shards.manifest import MANIFEST, SOURCE, VERSION, Manifest
 from mgray.data.shards.shard_set import ShardSet
 from mgray.display import TrainDisplay, without_noise
 from mgray.driver import start_driver
-from mgray.errors import ConfigError, TrainingError
+from mgray.errors import CheckpointError, ConfigError, MgrayError, TrainingError
 from mgray.jsonfile import write_json
 from mgray.plan import Plan
 from mgray.plan.state import ScheduleState
-from mgray.report.records import read_run
+from mgray.report.ending import read_ending
 from mgray.train.checkpoint import begin_amended, schedule_so_far
 from mgray.train.initial import initial_line
-from mgray.train.metrics import METRICS
+from mgray.train.kept import kept_in, newest_step
 
 POLL_S = 0.5
 LOCAL_RAY = {
@@ -49,6 +50,8 @@ LOCAL_RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """Environment of a Ray of our own."""
+_ours = False
+"""Whether the Ray that runs is one that `ray_running` started here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,45 +84,70 @@ def train(
     check_amendments(run, amendments)
     run = _absolute(run)
     folder = run_folder(run)
-    if _finished(folder):
+    if read_ending(folder).is_whole:
         console.print(
             f"{run.name} is trained to its end already ({folder}); give another --name to train it again",
             soft_wrap=True,
         )
         return _result(folder)
-    with ray_running(run, verbose=verbose):
+    with ray_running(run, verbose=verbose) as grows:
+        gpus = num_gpus()
+        need = need_of(run.scale, gpus, grows=grows)
         shards = open_data(run, console)
         plan = Plan.compile(run.plan, shards.num_samples("train"))
         _warn_of_upscaling(run, shards, console)
         if run.model.init and starts_afresh(run):
             console.print(f"{run.name}: {initial_line(run.model, len(shards.classes))}", soft_wrap=True)
-        with in_progress(folder):
+        with in_progress(folder), _last_words(run, folder, console):
             if amendments is None or (folder / "run.json").is_file():
                 schedule = schedule_so_far(folder, plan)
             else:
                 schedule = begin_amended(folder, plan, amendments)
+            _check_data(folder, run, shards)
             _write_records(folder, run, schedule.plan(plan), shards)
-            driver = start_driver(run.name, plan, schedule)
+            driver = start_driver(run.name, plan, schedule, 0 if grows else capacity(need))
             announce(folder)
             try:
                 with TrainDisplay(run.name, console) as display, _watching(driver, display):
-                    attempts = Attempts(run=run, folder=folder, shards=shards.root, driver=driver, say=display.say)
+                    display.say(described(need, run.scale, gpus, grows=grows))
+                    attempts = Attempts(
+                        run=run, folder=folder, shards=shards.root, driver=driver, need=need, say=display.say, grows=grows
+                    )  # fmt: skip
                     stopped = attempts.work() == "stop"
             finally:
                 ray.kill(driver)
     if stopped:
-        result = _result(folder, to_its_end=False)
         console.print(
-            f"{run.name}: stopped before step {result.steps} of {plan.num_steps}; the same command goes on from there ({folder})",
+            f"{run.name}: stopped before step {newest_step(folder)} of {plan.num_steps}; the same command goes on from there ({folder})",
             soft_wrap=True,
         )
-        return result
+        return _result(folder, to_its_end=False)
     result = _result(folder)
     console.print(
         f"{run.name}: {result.metric} {100 * result.score:.1f} % after {result.steps} steps, {result.train_s:.0f} s of training ({folder})",
         soft_wrap=True,
     )
     return result
+
+
+@contextlib.contextmanager
+def _last_words(run: Run, folder: Path, console: Console) -> Iterator[None]:
+    """Say how to go on where somebody or the loss of the cluster ends the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(
+            f"{run.name}: interrupted; the same command goes on from step {newest_step(folder)} ({folder})",
+            soft_wrap=True,
+        )
+        raise
+    except ray.exceptions.RayError as error:
+        if isinstance(error, MgrayError):  # one of ours that came out of an actor
+            raise own(error) from None
+        problem = f"lost its Ray cluster ({' '.join(str(error).split())[-300:]})"
+        raise TrainingError(
+            "run", run.name, problem, f"start it again: it goes on from step {newest_step(folder)}"
+        ) from error
 
 
 def _absolute(run: Run) -> Run:
@@ -131,13 +159,14 @@ def _absolute(run: Run) -> Run:
 
 
 @contextlib.contextmanager
-def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
-    """Ray for as long as the context lasts: the one that runs, the cluster of `scale.address`, or a local one."""
+def ray_running(run: Run, *, verbose: bool = False) -> Iterator[bool]:
+    """Ray for as long as the context lasts: the one that runs, the cluster of `scale.address`, or a local one; whether it may get more nodes."""
+    global _ours
     # a report waits until the controller has polled the one before
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
-        yield
+        yield not _ours
         return
     joins = run.scale.address or os.environ.get("RAY_ADDRESS", "")
     with contextlib.ExitStack() as stack:
@@ -146,9 +175,11 @@ def ray_running(run: Run, *, verbose: bool = False) -> Iterator[None]:
         _start_ray(run, joins, verbose)
         if not verbose:
             stack.enter_context(without_noise())
+        _ours = not joins
         try:
-            yield
+            yield not _ours
         finally:
+            _ours = False
             ray.shutdown()
 
 
@@ -304,28 +335,30 @@ def _watching(driver: Any, display: TrainDisplay) -> Iterator[None]:
         thread.join()
 
 
-def _finished(folder: Path) -> bool:
-    """Whether a run's last attempt came to the end of its schedule."""
-    if not (folder / METRICS).is_file():
-        return False
-    events = read_run(folder).events
-    return bool(events) and events[-1].event == "finish" and not events[-1].detail
+def _check_data(folder: Path, run: Run, shards: ShardSet) -> None:
+    """Refuse other data than a run's newest checkpoint was trained on, before the run's records say so.
+
+    Raises:
+        CheckpointError: it was trained on others.
+    """
+    found = [item for item in kept_in(folder) if item.data_digest]
+    if found and found[0].data_digest != shards.digest():
+        raise CheckpointError(
+            "data.path", run.data.path, f"holds other data than {folder} was trained on", "give its data, or another --name"
+        )  # fmt: skip
 
 
 def _result(folder: Path, *, to_its_end: bool = True) -> TrainResult:
-    records = read_run(folder)
-    if to_its_end and not records.is_finished:
+    ending = read_ending(folder)
+    if to_its_end and not ending.is_finished:
         raise TrainingError(
-            "run", records.name, "ended before its schedule", "start it again: it goes on from its last checkpoint"
+            "run", folder.name, "ended before its schedule", "start it again: it goes on from its last checkpoint"
         )
-    steps = records.steps
-    score = records.evals[-1].score if records.evals else float("nan")
-    if not len(steps.step):
-        return TrainResult(folder=folder, steps=0, train_s=0.0, score=score, metric=records.metric)
+    multi_label = json.loads((folder / "data.json").read_text())["multi_label"]
     return TrainResult(
         folder=folder,
-        steps=int(steps.step[-1]) + 1,
-        train_s=float(steps.train_s[-1]),
-        score=score,
-        metric=records.metric,
+        steps=ending.steps,
+        train_s=ending.train_s,
+        score=ending.score,
+        metric="mAP" if multi_label else "top-1",
     )

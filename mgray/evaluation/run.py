@@ -16,7 +16,8 @@ from typing import Any, Literal
 import ray
 import torch
 
-from mgray.config import Run
+from mgray.cluster import num_gpus
+from mgray.config import Run, ScaleSection
 from mgray.data.clip import Views
 from mgray.data.feed import own_error
 from mgray.data.shards.shard_set import ShardSet
@@ -32,6 +33,7 @@ from mgray.trainer import ray_running
 
 Progress = Callable[[int, int], None]
 """Told how many videos are done, of how many."""
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +69,9 @@ class Evaluation:
     step: int
     source: ValSource
     pool: Pool
+    device: Device
+    workers: int
+    """Ray tasks that shared the videos; 0: this process."""
     seconds: float
     """From the first video to the last (with the start of the tasks, on Ray)."""
     found: VideoScores
@@ -97,6 +102,7 @@ class Evaluation:
             "broken": [{"path": path, "reason": reason} for path, reason in self.broken],
             "views": str(source.views),
             "pool": self.pool,
+            "device": self.device,
             "frames": shape.frames,
             "stride": source.stride,
             "crop": shape.height,
@@ -142,7 +148,7 @@ def evaluate_run(
 
     Raises:
         CheckpointError: `path` holds no whole checkpoint.
-        ConfigError: the short side is smaller than the crop.
+        ConfigError: the short side is smaller than the crop, or there are more workers than GPUs.
         DataError: the shards are not there, have other classes, or no video to validate on; or too many of them are broken.
         TrainingError: Ray gave a task up.
     """
@@ -159,7 +165,10 @@ def evaluate_run(
     show = on_progress or (lambda done, total: None)
     started, parts, done = time.perf_counter(), [], 0
     show(done, total)
-    with contextlib.closing(score(run, folder, meta, source, viewing)) as scored:
+    with (
+        _computing(run, viewing) as device,
+        contextlib.closing(score(run, folder, meta, source, viewing, device)) as scored,
+    ):
         for part in scored:  # in the order of the split, whoever scores them
             parts.append(part)
             broken |= dict(part.broken)
@@ -170,7 +179,7 @@ def evaluate_run(
     if not len(found.samples_V):
         check_broken(source.shards, "val", broken, 0.0, "give others as --data")
     return Evaluation(
-        checkpoint=folder, step=meta.step, source=source, pool=pool, seconds=time.perf_counter() - started,
+        checkpoint=folder, step=meta.step, source=source, pool=pool, device=device, workers=viewing.workers, seconds=time.perf_counter() - started,
         found=found, figures=figures_of(found, meta.classes),
     )  # fmt: skip
 
@@ -211,44 +220,64 @@ def _source(run: Run, shards: ShardSet, viewing: Viewing) -> ValSource:
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _computing(run: Run, viewing: Viewing) -> Iterator[Device]:
+    """What to compute on; with Ray for as long as the context lasts where there are workers."""
+    if not viewing.workers:
+        yield "cuda" if torch.cuda.is_available() else "cpu"
+        return
+    scale = dataclasses.replace(run.scale, workers=viewing.workers)
+    with ray_running(dataclasses.replace(run, scale=scale)) as grows:
+        yield device_of(scale, viewing.workers, num_gpus(), grows=grows)
+
+
+def device_of(scale: ScaleSection, workers: int, gpus: float, *, grows: bool) -> Device:
+    """What workers compute on where Ray has so many GPUs: one each, or none where there is none, also of a run that asked for them.
+
+    Raises:
+        ConfigError: there are fewer GPUs than workers, and no more will come.
+    """
+    if scale.gpu == "no" or not gpus:
+        return "cpu"
+    if gpus < workers and not grows:
+        raise ConfigError(
+            "workers", workers, f"is more than the {gpus:g} GPUs that Ray finds here", f"give at most {gpus:.0f}"
+        )
+    return "cuda"
+
+
 def _scored_here(
-    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing
+    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing, device: Device
 ) -> Generator[VideoScores, None, None]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    session = LocalSession(folder.parent, run.feed, device=device)
+    session = LocalSession(folder.parent, run.feed, device=torch.device(device))
     worker = trained_worker(folder, meta, session)
     yield from score_views(worker, session, source, _pool(viewing, meta), run.train.eval_batch)
 
 
 def _scored_on_ray(
-    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing
+    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing, device: Device
 ) -> Generator[VideoScores, None, None]:
     """Each task takes every so-many-th batch and hands each on when it is scored."""
-    scale = dataclasses.replace(run.scale, workers=viewing.workers)
-    with ray_running(dataclasses.replace(run, scale=scale)):
-        gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
-        use_gpu = scale.gpu != "no" and gpus >= viewing.workers
-        task: Any = ray.remote(num_cpus=scale.cpus, num_gpus=int(use_gpu), num_returns="streaming")(_share)
-        device = "cuda" if use_gpu else "cpu"
-        streams: list[Any] = [
-            task.remote(run, folder.absolute(), meta, source, viewing, rank, device) for rank in range(viewing.workers)
-        ]
-        try:
-            for refs in itertools.zip_longest(*streams):
-                yield from ray.get([ref for ref in refs if ref is not None])
-        except ray.exceptions.RayError as error:
-            own = own_error(error)
-            if own is not error:
-                raise own from error
-            problem = f"was given up ({' '.join(str(error).split())[-300:]})"
-            raise TrainingError("evaluation", str(folder), problem, "see the logs in Ray's session folder") from error
-        finally:
-            for stream in streams:
-                ray.cancel(stream)
+    task: Any = ray.remote(num_cpus=run.scale.cpus, num_gpus=int(device == "cuda"), num_returns="streaming")(_share)
+    streams: list[Any] = [
+        task.remote(run, folder.absolute(), meta, source, viewing, rank, device) for rank in range(viewing.workers)
+    ]
+    try:
+        for refs in itertools.zip_longest(*streams):
+            yield from ray.get([ref for ref in refs if ref is not None])
+    except ray.exceptions.RayError as error:
+        own = own_error(error)
+        if own is not error:
+            raise own from error
+        problem = f"was given up ({' '.join(str(error).split())[-300:]})"
+        raise TrainingError("evaluation", str(folder), problem, "see the logs in Ray's session folder") from error
+    finally:
+        for stream in streams:
+            ray.cancel(stream)
 
 
 def _share(
-    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing, rank: int, device: str
+    run: Run, folder: Path, meta: CheckpointMeta, source: ValSource, viewing: Viewing, rank: int, device: Device
 ) -> Iterator[VideoScores]:
     """One task's videos, batch by batch."""
     torch.set_num_threads(run.scale.threads or max(1, int(run.scale.cpus)))

@@ -67,6 +67,8 @@ def print_evaluation(result: Evaluation, *, per_class: bool, console: Console | 
         table.add_row(f"top-{min(5, len(result.classes))}", f"[bold]{_percent(figures.top5)}[/]")
     table.add_row("mAP", f"[bold]{_percent(figures.mean_average_precision)}[/]")
     table.add_row("loss", f"{figures.loss:.4f}")
+    device = "GPU" if result.device == "cuda" else "CPU"
+    table.add_row("computed on", f"{result.workers} workers, {device}s" if result.workers else device)
     table.add_row("time", f"{result.seconds:.1f} s, {videos * len(source.views) / result.seconds:.1f} clips/s")
     console.print(table, highlight=False)
     if per_class:

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mgray.jsonfile import write_json
 from mgray.plan import Step
+from mgray.train.kept import kept_in
 from mgray.train.load import LoadSampler
 from mgray.train.track import Sender
 
@@ -147,9 +148,9 @@ def losses_of(folder: Path, steps: range) -> list[float]:
 
 
 def next_attempt(folder: Path) -> int:
-    """Number of the attempt that begins now: one above the highest in the records."""
-    attempts = (int(record["attempt"]) for record in _records(folder, '"start"', '"resume"') if "attempt" in record)
-    return max(attempts, default=-1) + 1
+    """Number of the attempt that begins now: one above the highest in the records and the checkpoints."""
+    recorded = (int(record["attempt"]) for record in _records(folder, '"start"', '"resume"') if "attempt" in record)
+    return max(itertools.chain(recorded, (item.attempt for item in kept_in(folder))), default=-1) + 1
 
 
 def quarantined(folder: Path) -> dict[tuple[str, int], str]:

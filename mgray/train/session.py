@@ -25,6 +25,7 @@ from mgray.config import FeedSection
 from mgray.data.feed import Feed
 from mgray.data.local_feed import LocalFeed
 from mgray.plan.state import Departure, Orders, ScheduleState
+from mgray.train.kept import KEEP, PART, Kept, kept_in, late
 
 FEED = "train"
 """Name under which the trainer passes the feed to Ray Train."""
@@ -68,7 +69,7 @@ class Session(Protocol):
         """Tell the driver that this attempt ends before the schedule does; every rank takes part."""
 
     def load(self) -> AbstractContextManager[list[Path]]:
-        """A context with the folders of the run's checkpoints, the newest first."""
+        """A context with the folders of the run's checkpoints, the newest first, the same on every rank; every rank has to ask."""
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any], *, wait: bool = True) -> None:
         """Store a checkpoint that `write` puts into a folder (called on rank 0 only, in a thread without `wait`); every rank takes part."""
@@ -92,6 +93,9 @@ class RaySession:
     _answer: Any = None
     """The driver's to the last `show`."""
     _saving: Future[None] | None = None
+    _earlier: list[Kept] = field(default_factory=list)
+    """Checkpoints of earlier attempts, of which Ray knows nothing; the newest first."""
+    _num_saves: int = 0
 
     @property
     def rank(self) -> int:
@@ -148,23 +152,20 @@ class RaySession:
 
     @contextmanager
     def load(self) -> Iterator[list[Path]]:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield []
-            return
-        with checkpoint.as_directory() as newest:
-            folder = Path(newest)
-            # Ray names them by time; it keeps the last ones beside each other
-            older = sorted(
-                (path for path in folder.parent.glob("checkpoint_*") if path.name < folder.name), reverse=True
-            )
-            yield [folder, *older]
+        # rank 0's list: elsewhere a shared file system may not show the newest one yet
+        found = [kept_in(self.folder) if self.rank == 0 else []]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, src=0, device=self.device)
+        (self._earlier,) = found
+        yield [item.path for item in self._earlier]
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any], *, wait: bool = True) -> None:
         if self.rank != 0:
             ray.train.report(metrics)
             return
         saving: Future[None] = Future()
+        self._num_saves += 1
+        no_longer_kept = late(self._earlier, max(0, KEEP - self._num_saves))
 
         def put(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
             try:
@@ -173,6 +174,8 @@ class RaySession:
                 saving.set_exception(error)
                 raise
             saving.set_result(None)
+            for old in no_longer_kept:
+                shutil.rmtree(old, ignore_errors=True)
             return ray.train.Checkpoint.from_directory(self.folder / name)
 
         self._saving = saving
@@ -200,7 +203,7 @@ class LocalSession:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    keep: int = 3
+    keep: int = KEEP
 
     @property
     def feed(self) -> Feed:
@@ -230,24 +233,25 @@ class LocalSession:
     def finish_saving(self) -> None:
         """Saving waits."""
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("checkpoint_*") if path.is_dir() and ".part" not in path.name)
-
     @contextmanager
     def load(self) -> Iterator[list[Path]]:
-        yield self._checkpoints()[::-1]
+        yield [item.path for item in kept_in(self.folder)]
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, Any], *, wait: bool = True) -> None:
         write_whole(self.folder / f"checkpoint_{int(metrics['step']):09d}", write)
-        for old in self._checkpoints()[: -self.keep]:
+        for old in late(kept_in(self.folder), self.keep):
             shutil.rmtree(old)
 
 
 def write_whole(target: Path, write: Callable[[Path], None]) -> None:
     """A folder that `write` fills, put in its place in one move, so that it is there as a whole or not at all."""
-    part = target.with_name(target.name + f".part{os.getpid()}")
+    part = target.with_name(f"{target.name}{PART}{os.getpid()}")
     part.mkdir(parents=True, exist_ok=True)
-    write(part)
+    try:
+        write(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     if target.exists():
         shutil.rmtree(target)
     os.replace(part, target)

@@ -185,12 +185,12 @@ def fitting(largest: Run, wanted: int) -> int:
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     most = int(resources.get("CPU", 0.0) // cpus_of(largest))
     gpus = int(resources.get("GPU", 0.0))
-    if largest.scale.gpu == "yes" or (largest.scale.gpu == "auto" and gpus >= largest.scale.max_workers):
+    if largest.scale.gpu == "yes" or (largest.scale.gpu == "auto" and gpus):
         most = min(most, gpus // largest.scale.max_workers)
     if max(1, wanted) > most:
         raise ConfigError(
             "concurrent", wanted, f"trials of {largest.scale.max_workers} workers and {cpus_of(largest):g} CPUs are more than the cluster holds ({most})",
-            "ask for fewer, lower scale.workers, or add nodes",
+            "ask for fewer, lower scale.workers, add nodes, or give --scale.gpu no where GPUs are too few",
         )  # fmt: skip
     return wanted or most
 

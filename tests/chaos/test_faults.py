@@ -23,6 +23,7 @@ from mgray.errors import DataError
 from mgray.plan import Plan
 from mgray.report.records import RunRecords, read_run
 from mgray.train.checkpoint import newest_checkpoint
+from mgray.train.kept import SNAPSHOT, kept_in
 from mgray.trainer import train
 from tests.chaos.conftest import FULL, TIMES, bore, long_run, step_at_random, trained_while
 from tests.support.runs import kill_at, named_processes, wait_for_step
@@ -138,11 +139,12 @@ def test_the_newest_checkpoint_is_cut(undisturbed: RunRecords, shards: str, tmp_
     for name in files:
         storage = tmp_path / name
         shutil.copytree(tmp_path / "cut", storage / "cut")
+        for oldest in kept_in(storage / "cut")[2:]:
+            shutil.rmtree(oldest.path)  # Ray's list of them names it
         file = newest_checkpoint(storage / "cut") / name
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         moved = dataclasses.replace(run, storage=str(storage))
-        snapshot = storage / "cut" / "checkpoint_manager_snapshot.json"
-        assert snapshot.is_file()
+        assert (storage / "cut" / SNAPSHOT).is_file()
         records = read_run(train(moved).folder)
         bore("the newest checkpoint cut off", records, undisturbed, same_ranks=True, repeated=20, timed=False)
 

@@ -19,6 +19,7 @@ from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block
 from mgray.plan import Plan, sample_at
 from mgray.report.records import RunRecords, read_run
+from mgray.train.kept import SNAPSHOT, kept_in
 from mgray.train.loop import FLUSH_STEPS, Loop, clip_checksum
 from mgray.train.session import LocalSession
 from mgray.trainer import train
@@ -88,6 +89,7 @@ def test_a_killed_worker_loses_nothing(
 
 @pytest.mark.chaos
 def test_kill_everything_and_run_the_same_command_again(undisturbed: RunRecords, shards: str, tmp_path: Path) -> None:
+    """While Ray Train rewrites its list of checkpoints: it is cut off, and nothing but whole checkpoints tells of them."""
     run = equality_run(shards, tmp_path, "again")
     (tmp_path / "run.json").write_text(json.dumps(run.to_json()))
     code = (
@@ -98,6 +100,8 @@ def test_kill_everything_and_run_the_same_command_again(undisturbed: RunRecords,
     first = subprocess.Popen(command, start_new_session=True)
     kill_at(tmp_path / "again", 12, lambda: [first.pid])
     assert first.wait(60) == -signal.SIGKILL
+    assert kept_in(tmp_path / "again")
+    (tmp_path / "again" / SNAPSHOT).write_text('{"ray_version": "2.6')
     assert subprocess.run(command, timeout=240, check=False).returncode == 0
     records = read_run(tmp_path / "again")
     assert {event.event for event in records.events} >= {"start", "resume", "finish"}

@@ -114,7 +114,7 @@ def test_workers_that_return_without_the_end_are_no_success(
 ) -> None:
     """As when a run is given up and its driver has died with the reason."""
     write_shards(tmp_path, train=2, val=1)
-    monkeypatch.setattr("mgray.attempts.Attempts._fit", lambda attempts, need, least, workers: None)
+    monkeypatch.setattr("mgray.attempts.Attempts._fit", lambda attempts, size: None)
     arguments = ["train", "smoke", "--data.path", str(tmp_path / "set"), "--storage", str(tmp_path), "--name", "lost"]
     refused(arguments, capsys, "run = 'lost': ended before its schedule; start it again")
 

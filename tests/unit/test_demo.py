@@ -46,6 +46,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         return TrainResult(folder=Path(run.storage) / run.name, steps=1, train_s=1.0, score=0.5)
 
     monkeypatch.setattr(demo_module, "ray_running", lambda run: contextlib.nullcontext())
+    monkeypatch.setattr(demo_module, "num_gpus", lambda: 0.0)
     monkeypatch.setattr(demo_module, "open_data", lambda run, console: FakeShards(100, 64))
     monkeypatch.setattr(demo_module, "train", train)
     monkeypatch.setattr(demo_module, "read_run", lambda folder: folder)
@@ -65,6 +66,15 @@ def test_both_schedules_are_trained_on_the_same_clips(trained: list[Run], tmp_pa
         assert getattr(baseline, section) == getattr(multigrid, section)
     for name in ("frames", "crop", "batch", "jitter_min", "jitter_max", "bn_group"):
         assert getattr(baseline.plan, name) == getattr(multigrid.plan, name)
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0.0, "auto"), (1.0, "no"), (2.0, "auto")])
+def test_one_gpu_for_two_workers_is_left_aside(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: float, expected: str
+) -> None:
+    monkeypatch.setattr(demo_module, "num_gpus", lambda: gpus)
+    demo(data=None, out=tmp_path / "out", console=Console(file=io.StringIO()))
+    assert [run.scale.gpu for run in trained] == [expected, expected]
 
 
 def test_other_videos_are_fitted_and_may_be_gone_on_with(trained: list[Run], tmp_path: Path) -> None:

@@ -66,7 +66,12 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_parses(arguments, monkeypatch)
     run = find(arguments[1])
     assert run is not None and run.scale.workers == 128
-    for option, start in (("--data.path", "/shared/"), ("--storage", "/shared/"), ("--scale.address", "auto")):
+    for option, start in (
+        ("--data.path", "/shared/"),
+        ("--storage", "/shared/"),
+        ("--scale.address", "auto"),
+        ("--scale.gpu", "yes"),
+    ):
         assert arguments[arguments.index(option) + 1].startswith(start)
 
 

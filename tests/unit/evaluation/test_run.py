@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mgray import cli
+from mgray.config import ScaleSection
 from mgray.data.clip import Views
 from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import CheckpointError, ConfigError, DataError
-from mgray.evaluation.run import Viewing, evaluate_run
+from mgray.evaluation.run import Viewing, device_of, evaluate_run
 from tests.support.checkpoints import write_run
 from tests.support.shards import write_shards
 
@@ -34,10 +35,31 @@ def test_an_evaluation_says_what_it_saw(run: str) -> None:
     assert seen == [(number, 6) for number in range(7)]
     tree = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert (tree["views"], tree["pool"], tree["short_side"], tree["crop"], tree["frames"]) == ("2x3", "max", 24, 16, 4)
+    assert tree["device"] in ("cpu", "cuda")
     assert (tree["step"], tree["num_videos"], len(tree["classes"])) == (7, 6, 3)
     assert tree["top5"] == 1.0 and 0 <= tree["top1"] <= 1 and 0 < tree["map"] <= 1
     assert sum(row["support"] for row in tree["classes"]) == 6
     assert result.paths == [f"{number}.mp4" for number in range(2, 8)]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "grows", "expected"),
+    [
+        ("auto", 0.0, False, "cpu"),
+        ("auto", 4.0, False, "cuda"),
+        ("auto", 3.0, True, "cuda"),
+        ("no", 4.0, False, "cpu"),
+        ("yes", 0.0, True, "cpu"),
+        ("auto", 3.0, False, None),
+    ],
+)
+def test_workers_take_a_gpu_each(gpu: str, gpus: float, grows: bool, expected: str | None) -> None:
+    scale = ScaleSection(gpu=gpu)  # type: ignore[arg-type]
+    if expected is not None:
+        assert device_of(scale, 4, gpus, grows=grows) == expected
+        return
+    with pytest.raises(ConfigError, match=r"workers = 4: is more than the 3 GPUs .*; give at most 3"):
+        device_of(scale, 4, gpus, grows=grows)
 
 
 def test_a_larger_crop_takes_a_larger_short_side(run: str) -> None:

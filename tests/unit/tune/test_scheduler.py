@@ -156,3 +156,6 @@ def test_trials_at_once_keep_to_the_cluster(monkeypatch: pytest.MonkeyPatch, wan
         module.fitting(run, 5)
     monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 4.0})
     assert module.fitting(run, 0) == 2
+    monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 1.0})
+    with pytest.raises(ConfigError, match=r"--scale\.gpu no where GPUs are too few"):
+        module.fitting(run, 0)  # its two workers would wait for a GPU each
