@@ -105,6 +105,7 @@ def ask(driver: Any, kind: RequestKind, value: float = 0.0, from_step: int = 0) 
         ConfigError: it cannot be done.
     """
     request = Request(uuid.uuid4().hex, kind, value, from_step)
+    request.check_values()
     deadline = time.monotonic() + READY_WITHIN_S
     while True:
         with contextlib.suppress(RayError):

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mgray.errors import ConfigError, TrainingError
 from mgray.plan import Plan
-from mgray.plan.state import Amendment, Departure, Orders, Request, ScheduleState
+from mgray.plan.state import Departure, Orders, Request, ScheduleState
 
 NAMESPACE = "mgray"
 MEMORY = 2**20
@@ -92,7 +92,9 @@ class ScheduleDriver:
             elif request.kind == "stop" or request.kind == "resize":
                 self._departures[at] = Departure(at, request.kind, int(request.value))
             else:
-                self._state = self._state.amended(Amendment(request.kind, at, request.value, request.key), step)
+                amendment = request.amendment(at)
+                assert amendment is not None
+                self._state = self._state.amended(amendment, step)
             self._taken.add(request.key)
         self._pending.clear()
         return Orders(self._state, save_at, tuple(self._departures.values()))

@@ -160,7 +160,7 @@ class Loop:
         if self._initial:
             self._event("init", self._initial)
         self._take_orders()
-        if self.run.plan.batch_policy == "per_worker" and self.schedule.workers != self.session.world_size:
+        if self.run.plan.batch_policy == "per_worker" and not self.schedule.is_for(self.session.world_size, self.step):
             self.schedule = self.schedule.amended(Amendment("workers", self.step, self.session.world_size))
             self._take_orders()
         while self.step < self._end():
