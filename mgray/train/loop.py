@@ -33,7 +33,7 @@ from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
 from mgray.plan import ClipShape, Plan, Step, eval_steps, progress_at, sample_at
-from mgray.plan.adaptive import is_due, is_flat
+from mgray.plan.adaptive import is_due, is_flat, is_open
 from mgray.plan.state import Amendment, Departure, ScheduleState, segments_of
 from mgray.train.average import WeightAverage
 from mgray.train.checkpoint import (
@@ -105,6 +105,7 @@ class Loop:
         self.base = Plan.compile(run.plan, shards.num_samples("train"))
         self.schedule = ScheduleState(self.base.digest())
         self.plan = self.base
+        self._known = self.schedule, self.base
         self.folder = folder
         torch.manual_seed(run.train.seed)
         model = convert_dropout(build_model(run.model, len(shards.classes)))
@@ -225,7 +226,7 @@ class Loop:
             self._done.append(_Done(step, sums, now - started, waited, self._train_s))
             evaluating = self.step in self._evals
             saving = self.step - self._saved[0] >= self.run.scale.save_every or self.step == self._save_at
-            adapting = is_due(self.plan, self.step)
+            adapting = is_due(self._plan_before(), self.step) and is_open(self.schedule, self.step)
             ending = adapting or self.step == self._end() or self.plan.phase_of(self.step).index != phase
             signal = Signal(0)
             if evaluating or saving or ending or len(self._done) >= self._flush_steps:
@@ -245,11 +246,19 @@ class Loop:
 
     def _adapt(self) -> None:
         """End the phase before this step if its loss is flat; rank 0 decides, all learn it from the driver."""
-        phase = self.plan.phase_of(self.step)
+        plan = self._plan_before()
+        phase = plan.phase_of(self.step)
         losses = self._losses[-(self.step - phase.first_step) :]
         uniform = 0.0 if self.shards.multi_label else math.log(len(self.shards.classes))
-        if self.session.rank == 0 and is_flat(self.plan, phase, losses, uniform):
+        if self.session.rank == 0 and is_flat(plan, phase, losses, uniform):
             self.schedule = self.schedule.amended(Amendment("advance", self.step, 1.0))
+
+    def _plan_before(self) -> Plan:
+        """The plan that the next step is looked at by: without amendments that take effect from it on."""
+        known = self.schedule.before(self.step)
+        if known != self._known[0]:
+            self._known = known, known.plan(self.base)
+        return self._known[1]
 
     def _take_orders(self) -> None:
         """Ask the driver, all ranks before the same step, and take up what it says."""

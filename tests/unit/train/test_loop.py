@@ -273,12 +273,13 @@ def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: 
 def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run, stopped in the middle of a phase and resumed, ends it at the same step."""
     monkeypatch.setattr(adaptive, "MIN_WINDOW", 2)
+    monkeypatch.setattr(adaptive, "WINDOW_SHARE", 0.28)  # so that a phase that was ended has shorter windows
     monkeypatch.setattr(adaptive, "BEGUN", math.inf)
-    spec = dataclasses.replace(PLAN.spec, epochs=40, lr_steps=(0, 33), adaptive="plateau", adaptive_gain=1.0)
+    spec = dataclasses.replace(PLAN.spec, epochs=60, lr_steps=(0, 50), adaptive="plateau", adaptive_gain=1.0)
     run = dataclasses.replace(RUN, plan=spec, train=dataclasses.replace(RUN.train, evals=1))
     plan = Plan.compile(spec, PLAN.num_samples)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
-    Loop(run, LocalSession(whole), shards, whole, 0).train()
+    Loop(run, LocalSession(whole, keep=1000), shards, whole, 0).train()
     amendments = json.loads((whole / "schedule.json").read_text())["amendments"]
     assert amendments and all(kind == "advance" and value == 1.0 for kind, _, value, _ in amendments)
     amended = ScheduleState.from_json(json.loads((whole / "schedule.json").read_text())).plan(plan)
@@ -291,6 +292,16 @@ def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, mo
     Loop(run, LocalSession(halved), shards, halved, 1).train()
     assert json.loads((halved / "schedule.json").read_text())["amendments"] == amendments
     assert outcome(halved)[0] == steps
+    # lost and trained again, with the log of what was decided already
+    first = 2
+    for path in whole.glob("checkpoint_*"):
+        if int(path.name[-9:]) > first:
+            shutil.rmtree(path)
+    loop = Loop(run, LocalSession(whole), shards, whole, 1)
+    assert loop.step == first and loop.schedule.version == len(amendments)
+    loop.train()
+    assert json.loads((whole / "schedule.json").read_text())["amendments"] == amendments
+    assert outcome(whole)[0] == steps
     for folder in (whole, halved):
         assert (audited(folder, run).failure, audited(folder, run).steps) == (None, amended.num_steps)
 
