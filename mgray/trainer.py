@@ -89,7 +89,7 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
         with in_progress(folder):
             schedule = schedule_so_far(folder, plan)
             _write_records(folder, run, schedule.plan(plan), shards)
-            driver = start_driver(run.name, plan, schedule)
+            driver = start_driver(run.name, plan, schedule, folder)
             announce(folder)
             try:
                 with TrainDisplay(run.name, console) as display, _watching(driver, display):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,13 @@ def _ctl(arguments: Sequence[str]) -> None:
         if command.action == "status":
             status = status_of(driver)
         else:
-            status = ask(driver, cast(RequestKind, command.action), command.value or 0.0, command.at_step)
+            status = ask(
+                driver,
+                cast(RequestKind, command.action),
+                command.value or 0.0,
+                command.at_step,
+                lambda message: print(f"{folder.name}: {message}", file=sys.stderr, flush=True),
+            )
     if command.json:
         print(json_module.dumps(ctl_tree(status), indent=2))
         return

@@ -246,10 +246,10 @@ class Departure:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What the driver tells the workers: the newest schedule, a step before which to save, and departures at different steps."""
+    """What the driver tells the workers: the newest schedule, the steps before which to save, and departures at different steps."""
 
     state: ScheduleState
-    save_at: int | None = None
+    saves: tuple[int, ...] = ()
     departures: tuple[Departure, ...] = ()
 
 

@@ -126,7 +126,8 @@ class Loop:
         self._train_s = 0.0
         self._saved: tuple[int, ScheduleState | None] = (0, None)
         self._saved_at = self._noticed_at = time.monotonic()
-        self._save_at: int | None = None
+        self._saves: set[int] = set()
+        """Steps before which to save, as asked for."""
         self._departures: dict[int, Departure] = {}
         self._flush_steps = 1
         self._version = 0
@@ -225,7 +226,7 @@ class Loop:
             self._train_s += now - started
             self._done.append(_Done(step, sums, now - started, waited, self._train_s))
             evaluating = self.step in self._evals
-            saving = self.step - self._saved[0] >= self.run.scale.save_every or self.step == self._save_at
+            saving = self.step - self._saved[0] >= self.run.scale.save_every or self.step in self._saves
             adapting = is_due(self._plan_before(), self.step) and is_open(self.schedule, self.step)
             ending = adapting or self.step == self._end() or self.plan.phase_of(self.step).index != phase
             signal = Signal(0)
@@ -237,7 +238,7 @@ class Loop:
                 self._adapt()
             if signal & Signal.NEWS or adapting:
                 self._take_orders()
-                saving = saving or self.step == self._save_at
+                saving = saving or self.step in self._saves
             if signal & Signal.NOTICE and (nodes := self.session.leaving_nodes()):
                 self._departures[self.step] = Departure(self.step, "notice", nodes=nodes)
             if saving or signal & Signal.SAVE:
@@ -263,7 +264,7 @@ class Loop:
     def _take_orders(self) -> None:
         """Ask the driver, all ranks before the same step, and take up what it says."""
         orders = self.session.sync(self.schedule, self.step)
-        self._save_at = self._save_at if orders.save_at is None else orders.save_at
+        self._saves.update(orders.saves)
         for departure in orders.departures:  # a driver that was restarted knows of none before
             at = max(departure.step, self.step)
             self._departures[at] = dataclasses.replace(departure, step=at)
@@ -405,6 +406,9 @@ class Loop:
     def _validate(self) -> None:
         self._validated = self.step
         started = time.perf_counter()
+        if self._records is not None:
+            doing = {"doing": f"it validates after step {self.step}"}
+            self.session.show(self._shown | doing, self.schedule, self.step)
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             if self.run.train.precise_bn:
                 note = functools.partial(self._quarantine.note, "train", self.step)

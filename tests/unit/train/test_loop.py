@@ -306,11 +306,12 @@ def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, mo
         assert (audited(folder, run).failure, audited(folder, run).steps) == (None, amended.num_steps)
 
 
-def test_a_checkpoint_is_saved_where_it_is_asked_for(shards: ShardSet, tmp_path: Path) -> None:
-    session = Told(tmp_path, orders={0: Orders(ScheduleState(PLAN.digest()), save_at=3)})
+def test_checkpoints_are_saved_where_they_are_asked_for(shards: ShardSet, tmp_path: Path) -> None:
+    state = ScheduleState(PLAN.digest())
+    session = Told(tmp_path, orders={0: Orders(state, (3, 6)), 2: Orders(state, (5,))})
     run = dataclasses.replace(RUN, scale=dataclasses.replace(RUN.scale, save_every=1000))
     Loop(run, session, shards, tmp_path, 0).train()
-    assert [r["step"] for r in records(tmp_path, "event") if r["event"] == "checkpoint"] == [3, PLAN.num_steps]
+    assert [r["step"] for r in records(tmp_path, "event") if r["event"] == "checkpoint"] == [3, 5, 6, PLAN.num_steps]
 
 
 def test_local_checkpoints_are_few_and_whole(shards: ShardSet, tmp_path: Path) -> None:
