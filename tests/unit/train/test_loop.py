@@ -22,11 +22,13 @@ from mgray.data.source import Block, TrainSource
 from mgray.errors import CheckpointError, DataError, TrainingError
 from mgray.plan import Plan, PlanSpec, adaptive, sample_at
 from mgray.plan.state import Amendment, Departure, Orders, ScheduleState
+from mgray.train import lookout
 from mgray.train import loop as loop_module
 from mgray.train import step as step_module
 from mgray.train.checkpoint import read_meta
+from mgray.train.clips import clip_checksum
 from mgray.train.compile import compile_model
-from mgray.train.loop import Loop, clip_checksum
+from mgray.train.loop import Loop
 from mgray.train.session import LocalSession
 from tests.support.shards import write_shards
 
@@ -92,7 +94,8 @@ def test_resumes_at_every_step_with_the_same_rest(shards: ShardSet, finished: Pa
         assert loop.step == first
         loop.train()
         rest = {step: value for step, value in steps.items() if step >= first}
-        assert outcome(folder) == (rest, {step: loss for step, loss in evals.items() if step > first})
+        # a checkpoint is saved before a validation at its step, which is made up for
+        assert outcome(folder) == (rest, {step: loss for step, loss in evals.items() if step >= first})
         ours, theirs = weights(folder, PLAN.num_steps), weights(finished, PLAN.num_steps)
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
@@ -312,6 +315,61 @@ def test_checkpoints_are_saved_where_they_are_asked_for(shards: ShardSet, tmp_pa
     run = dataclasses.replace(RUN, scale=dataclasses.replace(RUN.scale, save_every=1000))
     Loop(run, session, shards, tmp_path, 0).train()
     assert [r["step"] for r in records(tmp_path, "event") if r["event"] == "checkpoint"] == [3, 5, 6, PLAN.num_steps]
+
+
+def test_a_validation_that_dies_is_made_up_for(
+    shards: ShardSet, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained before it is saved by then."""
+    first = next(iter(outcome(finished)[1]))
+
+    def dies(*_: Any) -> None:
+        raise OSError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "evaluate", dies)
+        with pytest.raises(OSError, match="lost"):
+            Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 0).train()
+    loop = Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 1)
+    assert loop.step == first < PLAN.num_steps
+    loop.train()
+    assert outcome(tmp_path) == outcome(finished)
+
+
+@dataclasses.dataclass
+class Noticed(LocalSession):
+    """A session whose node is given notice while the validation after a step goes on."""
+
+    step: int = 0
+    is_due: bool = False
+    left: Departure | None = None
+
+    def show(self, progress: dict[str, object], state: ScheduleState, step: int) -> None:
+        self.is_due = step == self.step and "validates" in str(progress.get("doing"))
+
+    def leaving_nodes(self) -> tuple[str, ...]:
+        return ("node",) if self.is_due else ()
+
+    def leave(self, departure: Departure) -> None:
+        self.left = departure
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_notice_in_a_validation_is_heeded(
+    shards: ShardSet, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Workers save and leave, also at the end of the schedule; who goes on validates first."""
+    monkeypatch.setattr(lookout, "NOTICE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop_module, "FLUSH_STEPS", 1)
+    at = list(outcome(finished)[1])[number]
+    session = Noticed(tmp_path, step=at)
+    run = dataclasses.replace(RUN, scale=ScaleSection(save_every=1000))
+    assert Loop(run, session, shards, tmp_path, 0).train() == "notice"
+    assert session.left == Departure(at, "notice", nodes=("node",))
+    assert read_meta(tmp_path / f"checkpoint_{at:09d}").validated is False and at not in outcome(tmp_path)[1]
+    assert Loop(run, LocalSession(tmp_path), shards, tmp_path, 1).train() == ""
+    assert outcome(tmp_path) == outcome(finished)
+    assert len(records(tmp_path, "step")) == PLAN.num_steps
 
 
 def test_local_checkpoints_are_few_and_whole(shards: ShardSet, tmp_path: Path) -> None:
@@ -568,7 +626,7 @@ def test_losses_are_recorded_in_few_collectives(
     sizes = []
     flush = Loop._flush
 
-    def counted(loop: Loop) -> loop_module.Signal:
+    def counted(loop: Loop) -> lookout.Signal:
         sizes.append(len(loop._done))
         return flush(loop)
 
