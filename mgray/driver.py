@@ -108,12 +108,13 @@ class ScheduleDriver:
         try:
             tree = json.loads(path.read_text())
             self._state = self._state.newer(ScheduleState.from_json(tree["schedule"]))
-            self._taken, self._saves = set(tree["taken"]), set(tree["saves"])
+            self._saves = set(tree["saves"])
             departures = [_departure(fields) for fields in tree["departures"]]
             self._soon = set(tree["soon"])
             if tree["program"] == self._program:
                 self._pending = {fields[0]: Request(*fields) for fields in tree["pending"]}
-                self._withdrawn, self._wanted = set(tree["withdrawn"]), int(tree["wanted"])
+                self._taken, self._withdrawn = set(tree["taken"]), set(tree["withdrawn"])
+                self._wanted = int(tree["wanted"])
                 self._left = None if tree["left"] is None else _departure(tree["left"])
             else:
                 departures = [departure for departure in departures if departure.step not in self._soon]

@@ -80,7 +80,7 @@ def test_another_program_does_what_was_to_come_at_a_named_step(tmp_path: Path) -
     first.ask(Request("d", "extend", 5.0), 6)
     assert second.sync(5) == Orders(amended, (), (Departure(40, "stop"),))
     status = second.status()
-    assert (status["left"], status["wanted"], status["taken"]) == (None, 0, ["a", "b", "c"])
+    assert (status["left"], status["wanted"], status["taken"]) == (None, 0, ["c"])
 
 
 def test_a_request_is_taken_back_or_taken_up(tmp_path: Path) -> None:
