@@ -25,7 +25,7 @@ from mgray.plan.state import Amendment, Departure, Orders, ScheduleState
 from mgray.train import lookout
 from mgray.train import loop as loop_module
 from mgray.train import step as step_module
-from mgray.train.checkpoint import read_meta
+from mgray.train.checkpoint import read_meta, write_schedule
 from mgray.train.clips import clip_checksum
 from mgray.train.compile import compile_model
 from mgray.train.loop import Loop
@@ -271,6 +271,23 @@ def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: 
     for folder in (whole, halved):
         assert (audited(folder, RUN).failure, audited(folder, RUN).steps) == (None, plan.num_steps)
     assert json.loads((halved / "plan.json").read_text())["totals"]["num_steps"] == plan.num_steps
+
+
+def test_workers_who_go_on_from_an_earlier_step_count_from_there(shards: ShardSet, tmp_path: Path) -> None:
+    """The checkpoint of those who came later is lost: their batches have never been."""
+    run = dataclasses.replace(RUN, plan=dataclasses.replace(RUN.plan, batch_policy="per_worker"))
+    plan = Plan.compile(run.plan, 10)
+    fresh = ScheduleState(plan.digest())
+    session = Told(tmp_path, orders={0: Orders(fresh, departures=(Departure(4, "stop"),))})
+    assert Loop(run, session, shards, tmp_path, 0).train() == "stop"
+    write_schedule(tmp_path, fresh.amended(Amendment("workers", 6, 3)), plan)
+    Loop(run, LocalSession(tmp_path), shards, tmp_path, 1).train()
+    stored = json.loads((tmp_path / "schedule.json").read_text())["amendments"]
+    assert [entry[:3] for entry in stored] == [["workers", 6, 3], ["workers", 4, 1]]
+    assert [r["clips"] for r in records(tmp_path, "step")] == [
+        plan.step_at(k).shape.clips for k in range(plan.num_steps)
+    ]
+    assert audited(tmp_path, run).failure is None
 
 
 def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
