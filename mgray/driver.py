@@ -77,6 +77,7 @@ class ScheduleDriver:
         self._left: Departure | None = None
         self._progress: dict[str, Any] = {}
         self._doing = STARTING
+        """What keeps the workers from taking requests up; empty while they train."""
         self._begun: tuple[int, int] = (-1, 0)
         self._failure: Exception | None = None
         self._given_up = False
@@ -155,7 +156,7 @@ class ScheduleDriver:
     async def sync(self, state: ScheduleState, step: int) -> Orders:
         """Workers stand before `step`: requests become amendments from there on, or orders to save or leave."""
         self._state = self._state.newer(state)
-        self._next_step, self._doing = step, ""
+        self._next_step = step
         before = self._saves
         self._saves = {at for at in self._saves if at >= step}
         for request in self._pending.values():

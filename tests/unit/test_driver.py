@@ -143,7 +143,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_what_is_not_taken_up_in_time_is_taken_back(clock: list[float]) -> None:
     driver = ScheduleDriver(PLAN, STATE)
-    asyncio.run(driver.sync(STATE, 5))
+    asyncio.run(driver.show({"step": 5}, STATE, 5))
     for _ in range(2):
         with pytest.raises(ConfigError, match="was not taken up within 120 s, and is taken back; see mgray ctl"):
             ask(Handle(driver), "extend", 5.0)
