@@ -7,12 +7,12 @@ import fcntl
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from mgray.driver import NAMESPACE, driver_name
 from mgray.errors import ConfigError, MgrayError
@@ -21,7 +21,7 @@ from mgray.presence import DRIVER, read_presence, write_presence
 
 POLL_S = 0.1
 READY_WITHIN_S = 120.0
-"""Seconds within which workers that are just starting say how far they are."""
+"""Seconds within which the driver answers, and workers that train take a request up."""
 
 
 @contextlib.contextmanager
@@ -96,36 +96,78 @@ def status_of(driver: Any) -> dict[str, Any]:
     return found
 
 
-def ask(driver: Any, kind: RequestKind, value: float = 0.0, from_step: int = 0) -> dict[str, Any]:
+def ask(
+    driver: Any,
+    kind: RequestKind,
+    value: float = 0.0,
+    from_step: int = 0,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
     """Ask for something and wait until the workers have taken it up; returns the status then.
 
-    It is asked again where the driver dies in between, and done once.
+    It is asked again where the driver dies in between, and done once. Where they are busy it waits, and says so; where nothing is heard of
+    them it is taken back.
 
     Raises:
-        ConfigError: it cannot be done.
+        ConfigError: it cannot be done, or was not taken up in time.
     """
     request = Request(uuid.uuid4().hex, kind, value, from_step)
-    deadline = time.monotonic() + READY_WITHIN_S
+    request.check_values()
+    try:
+        return _taken(driver, request, say)
+    except KeyboardInterrupt:
+        with contextlib.suppress(MgrayError, RayError):
+            _withdraw(driver, request, "interrupted")
+            say(f"{kind} was taken up already")
+        raise
+
+
+def _taken(driver: Any, request: Request, say: Callable[[str], None]) -> dict[str, Any]:
+    deadline, said = time.monotonic() + READY_WITHIN_S, ""
     while True:
-        with contextlib.suppress(RayError):
+        doing = ""
+        try:
             status = status_of(driver)
             if request.key in status["taken"]:
                 return status
             if request.key in status["refused"]:
                 raise status["refused"][request.key]
+            doing = status["doing"]
             if status["ready"]:
-                try:
-                    ray.get(driver.request.remote(request), timeout=READY_WITHIN_S)
-                except MgrayError as error:
-                    raise own(error) from None
+                ray.get(driver.request.remote(request), timeout=READY_WITHIN_S)
+        except MgrayError as error:
+            raise own(error) from None
+        except RayTaskError:
+            raise
+        except RayError:
+            pass  # it is being started anew
+        if doing:
+            deadline = time.monotonic() + READY_WITHIN_S
+            if doing != said:
+                said = doing
+                say(f"{request.kind} is taken up when the run trains: {doing}")
         if time.monotonic() > deadline:
-            raise ConfigError(
-                "request",
-                kind,
-                f"was not taken up within {READY_WITHIN_S:.0f} s",
-                "see mgray ctl RUN status, and try again",
-            )
+            return _withdraw(driver, request, f"not taken up within {READY_WITHIN_S:.0f} s")
         time.sleep(POLL_S)
+
+
+def _withdraw(driver: Any, request: Request, why: str) -> dict[str, Any]:
+    """Take a request back; returns the status where the workers have just taken it up.
+
+    Raises:
+        ConfigError: it is taken back, or nobody can say.
+    """
+    try:
+        if not ray.get(driver.withdraw.remote(request.key), timeout=READY_WITHIN_S):
+            return status_of(driver)
+    except RayError:
+        raise ConfigError(
+            "request", request.kind, f"was {why}, and the run's driver does not answer",
+            "see whether the run has ended, and mgray ctl RUN status if not: it may still be taken up",
+        ) from None  # fmt: skip
+    raise ConfigError(
+        "request", request.kind, f"was {why}, and is taken back", "see mgray ctl RUN status, and try again"
+    )
 
 
 def own(error: MgrayError) -> MgrayError:

@@ -116,7 +116,7 @@ def ctl_tree(status: dict[str, Any]) -> dict[str, Any]:
     """A driver's status as plain values for a program."""
     shown = (
         "step", "num_steps", "done", "phase", "num_phases", "shape", "epoch", "lr", "loss", "score", "clips_per_s", "wait_share",
-        "train_s", "workers", "version", "amendments",
+        "train_s", "workers", "doing", "version", "amendments", "saves", "departures",
     )  # fmt: skip
     return {name: status[name] for name in shown if name in status}
 
@@ -126,14 +126,17 @@ def ctl_lines(name: str, status: dict[str, Any]) -> list[str]:
     if "step" not in status:
         return [f"{name}: workers are starting"]
     score = f", validation {100 * status['score']:.1f} %" if "score" in status else ""
+    doing = f"; {status['doing']}" if status.get("doing") else ""
+    orders = [*status.get("departures", ()), *((step, "checkpoint") for step in status.get("saves", ()))]
     return [
-        f"{name}: step {status['step']:,} of {status['num_steps']:,} ({100 * status['done']:.1f} % of its cost), {status['workers']} workers",
+        f"{name}: step {status['step']:,} of {status['num_steps']:,} ({100 * status['done']:.1f} % of its cost), {status['workers']} workers{doing}",
         f"  phase {status['phase'] + 1} of {status['num_phases']}, {status['shape']}, epoch {status['epoch']:.2f}, LR {status['lr']:.4g}",
         f"  loss {status['loss']:.3f}{score}, {status['clips_per_s']:.1f} clips/s, {100 * status['wait_share']:.0f} % waiting for data",
         *(
             f"  amended: {kind}{f' {value:g}' if value else ''} from step {step:,}"
             for kind, step, value, _ in status["amendments"]
         ),
+        *(f"  to come: {what} before step {step:,}" for step, what in sorted(orders) if step > status["step"]),
     ]
 
 

@@ -105,7 +105,7 @@ def train(
                 schedule = begin_amended(folder, plan, amendments)
             _check_data(folder, run, shards)
             _write_records(folder, run, schedule.plan(plan), shards)
-            driver = start_driver(run.name, plan, schedule, 0 if grows else capacity(need))
+            driver = start_driver(run.name, plan, schedule, folder, 0 if grows else capacity(need))
             announce(folder)
             try:
                 with TrainDisplay(run.name, console) as display, _watching(driver, display):

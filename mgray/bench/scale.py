@@ -39,7 +39,8 @@ from mgray.driver import ScheduleDriver
 from mgray.ledger import LedgerWriter
 from mgray.plan import Plan, Step
 from mgray.plan.state import ScheduleState
-from mgray.train.loop import FLUSH_STEPS, clip_checksum, clip_keys
+from mgray.train.clips import clip_checksum, clip_keys
+from mgray.train.loop import FLUSH_STEPS
 from mgray.train.metrics import MetricsWriter
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import tyro
 
 from mgray.cli.parse import Command, demand, hint, parse
 from mgray.errors import ConfigError
-from mgray.plan.state import RequestKind
+from mgray.plan.state import Request, RequestKind
 from mgray.presence import use_own_token
 
 ACTIONS = ("status", *get_args(RequestKind))
@@ -47,8 +48,9 @@ def _ctl(arguments: Sequence[str]) -> None:
         raise ConfigError("VALUE", "", "is missing", f"write mgray ctl RUN {command.action} {VALUES[command.action]}")
     if command.value is not None and command.action not in (*VALUES, "advance"):
         raise ConfigError("VALUE", command.value, f"does not go with {command.action}", "leave it out")
-    if command.at_step < 0:
-        raise ConfigError("at_step", command.at_step, "must not be negative", "name a step, or leave it out")
+    if command.action != "status":
+        kind = cast(RequestKind, command.action)
+        Request("", kind, command.value or 0.0, command.at_step).check_values()
     given = Path(command.run).expanduser()
     folder = Path(os.path.abspath(given if given.is_dir() else Path(command.storage).expanduser() / command.run))
     if not (folder / "run.json").is_file():
@@ -65,7 +67,13 @@ def _ctl(arguments: Sequence[str]) -> None:
         if command.action == "status":
             status = status_of(driver)
         else:
-            status = ask(driver, command.action, command.value or 0.0, command.at_step)  # type: ignore[arg-type]
+            status = ask(
+                driver,
+                cast(RequestKind, command.action),
+                command.value or 0.0,
+                command.at_step,
+                lambda message: print(f"{folder.name}: {message}", file=sys.stderr, flush=True),
+            )
     if command.json:
         print(json_module.dumps(ctl_tree(status), indent=2))
         return

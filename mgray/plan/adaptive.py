@@ -2,6 +2,8 @@
 
 The rule is a pure function of the plan and of the losses of the phase's steps, looked at after fixed steps only: the same losses end the same
 phases, on any number of workers and after any resumption. Each end is an amendment of the schedule (`advance` with everything given).
+Steps that are trained again meet the amendments of the first time: before the last end among them nothing is decided anew, and the plan
+that counts at a step is the one without amendments that take effect later.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 
 from mgray.plan.phase import Phase
 from mgray.plan.plan import Plan
+from mgray.plan.state import ScheduleState
 
 WINDOW_SHARE = 0.2
 """Of a phase's steps: two such windows, one after the other, are compared."""
@@ -34,6 +37,11 @@ def is_due(plan: Plan, step: int) -> bool:
     done = step - phase.first_step
     window = window_of(phase)
     return phase.index < len(plan.phases) - 1 and done >= 2 * window and done % window == 0
+
+
+def is_open(schedule: ScheduleState, step: int) -> bool:
+    """Whether it has not been decided yet, by us or by who amended the schedule there, if a phase ends before `step`."""
+    return not any(a.from_step == step or (a.from_step > step and a.is_adaptive) for a in schedule.standing())
 
 
 def is_flat(plan: Plan, phase: Phase, losses: Sequence[float], uniform_loss: float = 0.0) -> bool:

@@ -33,7 +33,7 @@ def stopped(plan: Plan, step: int) -> Plan:
 
 
 def advanced(plan: Plan, step: int, give: float = 0.0) -> Plan:
-    """The phase that holds `step` ends before it, and the next one begins.
+    """The phase that holds `step` ends before it, and the next one begins; nothing changes in the last phase.
 
     Args:
         give: share of the voxels that this saves which go to the later phases, all stretched alike; the whole stays within the plan's cost.
@@ -41,7 +41,7 @@ def advanced(plan: Plan, step: int, give: float = 0.0) -> Plan:
     position, _ = plan.done_before(step)
     here, later = plan.phase_of(step), plan.phases[plan.phase_of(step).index + 1 :]
     if not later:
-        return stopped(plan, step)
+        return plan
     planned = sum(phase.voxels for phase in later)
     saved = plan.voxels - plan.done_before(step)[1] - planned
     stretch = 1.0 + give * saved / planned

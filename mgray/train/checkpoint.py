@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,8 @@ class CheckpointMeta:
     """Number of the attempt that wrote it; each start of the workers is one."""
     multi_label: bool = False
     """Whether videos have several classes, so that scores are a sigmoid's."""
+    validated: bool = True
+    """Whether the validation that is due after `step`, if one is, came before it was saved."""
     ledger: str = ""
     """Digest of the run's ledger after `step` records, in hex; empty where the run began without one."""
 
@@ -107,6 +108,7 @@ def write_checkpoint(folder: Path, meta: CheckpointMeta, snapshot: Snapshot) -> 
         "train_s": meta.train_s,
         "attempt": meta.attempt,
         "multi_label": meta.multi_label,
+        "validated": meta.validated,
         "ledger": meta.ledger,
         "sha256": _digest(tensors),
     }
@@ -188,6 +190,7 @@ def read_meta(folder: Path) -> CheckpointMeta:
             train_s=content["train_s"],
             attempt=content["attempt"],
             multi_label=content.get("multi_label", False),
+            validated=content.get("validated", True),
             ledger=content.get("ledger", ""),
         )
         whole = (folder / TENSORS).is_file() and _digest(folder / TENSORS) == content["sha256"]
@@ -246,21 +249,6 @@ def _tensors(folder: Path) -> dict[str, Any]:
             "checkpoint", str(folder), "holds more than tensors, and is not read", "use a checkpoint that mgray wrote"
         ) from None
     return state
-
-
-def newest_whole(folders: Sequence[Path]) -> tuple[Path, CheckpointMeta]:
-    """The first of some checkpoints, newest first, that is whole.
-
-    Raises:
-        CheckpointError: none is, or one is of another version of mgray.
-    """
-    for folder in folders:
-        with contextlib.suppress(DamagedCheckpointError):
-            return folder, read_meta(folder)
-    raise CheckpointError(
-        "checkpoint", str(folders[0].parent), f"holds {len(folders)} checkpoints, none of them whole",
-        "give another --name, or remove them to train anew",
-    )  # fmt: skip
 
 
 def newest_checkpoint(path: Path) -> Path:

@@ -82,7 +82,7 @@ def evaluate(worker: Worker, session: Session, source: ValSource, note: Note = l
             num_clips.update(len(labels))
             cells.append(block.labels_N.astype(np.int64) * len(classes) + logits.argmax(1).cpu().numpy())
     results = {name: float(value) for name, value in scores.compute().items()}
-    pairs, counts = np.unique(np.concatenate(_of_all_ranks(np.concatenate(cells), session)), return_counts=True)
+    pairs, counts = np.unique(np.concatenate(of_all_ranks(np.concatenate(cells), session)), return_counts=True)
     rows = [[*divmod(pair, len(classes)), count] for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)]
     return Validation(
         scores={**results, "loss": float(losses.compute()), "num_clips": int(num_clips.compute())},
@@ -106,7 +106,7 @@ def _predicted(
     worker.module.train()
 
 
-def _of_all_ranks(own: T, session: Session) -> list[T]:
+def of_all_ranks(own: T, session: Session) -> list[T]:
     """What each rank has, in the order of the ranks."""
     whole = [own] * session.world_size
     if session.world_size > 1:
@@ -120,7 +120,7 @@ def _evaluate_multi_label(worker: Worker, session: Session, source: ValSource, n
         for block, logits in batches:
             scores.append(logits.float().cpu())
             labels.append(torch.from_numpy(block.labels_N.copy()).float())
-    whole = _of_all_ranks((torch.cat(scores), torch.cat(labels)), session)
+    whole = of_all_ranks((torch.cat(scores), torch.cat(labels)), session)
     logits_VK, labels_VK = (torch.cat(parts) for parts in zip(*whole, strict=True))
     precision_K = average_precisions(logits_VK.sigmoid(), labels_VK.long())
     return Validation(

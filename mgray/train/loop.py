@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
-import functools
 import itertools
 import math
 import time
@@ -18,61 +16,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mgray.check import differences
 from mgray.config import Run
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, ClipSource, TrainSource
-from mgray.errors import CheckpointError, TrainingError
-from mgray.ledger import LedgerWriter, words_of
+from mgray.errors import TrainingError
+from mgray.ledger import LedgerWriter
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
 from mgray.plan import ClipShape, Plan, Step, eval_steps, progress_at, sample_at
-from mgray.plan.adaptive import is_due, is_flat
+from mgray.plan.adaptive import is_due, is_flat, is_open
 from mgray.plan.state import Amendment, Departure, ScheduleState, segments_of
 from mgray.train.average import WeightAverage
 from mgray.train.checkpoint import (
     CheckpointMeta,
-    newest_whole,
     read_tensors,
     schedule_so_far,
     snapshot_of,
     write_checkpoint,
     write_schedule,
 )
+from mgray.train.clips import clip_checksum, clip_keys
 from mgray.train.compile import COMPILED, keep_graphs
-from mgray.train.evaluate import evaluate, precise_bn, validation_source
+from mgray.train.evaluate import Note, evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.load import LoadSampler
+from mgray.train.lookout import Lookout, NoticeGiven, Signal
 from mgray.train.memory import MICRO_BATCHES, GroupsAtOnce, memory_key
 from mgray.train.metrics import MetricsWriter, losses_of, quarantined
 from mgray.train.optimizer import build_optimizer
-from mgray.train.quarantine import Finding, Quarantine
+from mgray.train.quarantine import Finding, Quarantine, Split
+from mgray.train.resume import agreed_checkpoint, check_checkpoint
 from mgray.train.session import Session
 from mgray.train.step import Worker
 from mgray.train.track import open_sender
 
-_KEY_OF_SEED = 0x9E3779B97F4A7C15
-"""Odd, so that no two seeds of 64 bits have the same key."""
 FLUSH_STEPS, FLUSH_S = 8, 1.0
 """Steps whose losses are summed over the ranks in one collective; fewer where they take longer than so many seconds."""
-NOTICE_EVERY_S = 5.0
-"""Seconds between two looks at whether a node has been given notice."""
-
-
-class Signal(enum.IntFlag):
-    """What rank 0 tells all ranks along with the sums of a flush."""
-
-    NEWS = 1
-    """The driver has requests or a newer schedule."""
-    NOTICE = 2
-    """Ask Ray whether one of the workers' nodes is about to go."""
-    SAVE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +69,16 @@ class _Done:
     step_s: float
     wait_s: float
     train_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What had been amended before some step, and what came of it."""
+
+    schedule: ScheduleState
+    plan: Plan
+    evals: frozenset[int]
+    """Steps after which to validate."""
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -105,6 +99,7 @@ class Loop:
         self.base = Plan.compile(run.plan, shards.num_samples("train"))
         self.schedule = ScheduleState(self.base.digest())
         self.plan = self.base
+        self._known = self._known_by(self.schedule)
         self.folder = folder
         torch.manual_seed(run.train.seed)
         model = convert_dropout(build_model(run.model, len(shards.classes)))
@@ -123,9 +118,12 @@ class Loop:
         self.step = 0
         self.attempt = attempt
         self._train_s = 0.0
-        self._saved: tuple[int, ScheduleState | None] = (0, None)
-        self._saved_at = self._noticed_at = time.monotonic()
-        self._save_at: int | None = None
+        self._saved: tuple[int, ScheduleState | None, bool] = (0, None, False)
+        """Steps done when it was saved last, the schedule then, and whether that was validated."""
+        self._saved_at = time.monotonic()
+        self._lookout = Lookout(session, run.scale.save_s)
+        self._saves: set[int] = set()
+        """Steps before which to save, as asked for."""
         self._departures: dict[int, Departure] = {}
         self._flush_steps = 1
         self._version = 0
@@ -142,7 +140,6 @@ class Loop:
         self._ledger = LedgerWriter(folder, attempt, self.step, self._chain) if session.rank == 0 else None
         known = quarantined(folder) if session.rank == 0 else {}
         self._quarantine = Quarantine(session, shards, run.data.max_broken, known)
-        self._evals = frozenset(eval_steps(self.plan, run.train.evals))
 
     def _open_records(self) -> MetricsWriter:
         load, sender = LoadSampler(self.session.device), open_sender(self.run, self.folder)
@@ -160,21 +157,23 @@ class Loop:
         if self._initial:
             self._event("init", self._initial)
         self._take_orders()
-        if self.run.plan.batch_policy == "per_worker" and self.schedule.workers != self.session.world_size:
+        if self.run.plan.batch_policy == "per_worker" and not self.schedule.is_for(self.session.world_size, self.step):
             self.schedule = self.schedule.amended(Amendment("workers", self.step, self.session.world_size))
             self._take_orders()
+        if 0 < self.step < self.plan.num_steps and self.step in self._known_before().evals:
+            self._validate()  # unless it was before it was saved
         while self.step < self._end():
             segments = segments_of(self.plan, self.step, self.plan.num_steps)
             with self.session.feed.blocks(self.source(), segments) as blocks:
                 self._steps(blocks)
-        departure = self._departures[self.step] if self.step < self.plan.num_steps else None
+        if self.step >= self.plan.num_steps:
+            self._validate()  # unless it was: stopped early
+        departure = self._departures[self.step] if self._is_leaving() else None
         if departure is not None:
             self._save(wait=True)
             self.session.leave(departure)
             self._event("leave", f"{departure.why}: {' '.join(departure.nodes)}" if departure.nodes else departure.why)
         else:
-            if self._validated != self.step:  # stopped early
-                self._validate()
             self._save(wait=True)
             stopped = any(amendment.kind == "stop" for amendment in self.schedule.amendments)
             self._event("finish", "stopped early by an amendment" if stopped else "")
@@ -204,6 +203,13 @@ class Loop:
         """The step before which this attempt ends, as far as is known."""
         return min([self.plan.num_steps, *self._departures])
 
+    def _is_leaving(self) -> bool:
+        """Whether this attempt ends before the next step, or before the validation at the end of the schedule."""
+        departure = self._departures.get(self.step)
+        if departure is None or self.step < self.plan.num_steps:
+            return departure is not None
+        return departure.why == "notice" and self._validated != self.step
+
     def _steps(self, blocks: Iterator[Block | None]) -> None:
         """Train on blocks until the attempt ends or they are no longer those of the schedule."""
         schedule, phase = self.schedule, -1
@@ -223,38 +229,51 @@ class Loop:
             now = time.perf_counter()
             self._train_s += now - started
             self._done.append(_Done(step, sums, now - started, waited, self._train_s))
-            evaluating = self.step in self._evals
-            saving = self.step - self._saved[0] >= self.run.scale.save_every or self.step == self._save_at
-            adapting = is_due(self.plan, self.step)
+            known = self._known_before()
+            evaluating = self.step in known.evals
+            saving = self.step - self._saved[0] >= self.run.scale.save_every or self.step in self._saves
+            adapting = is_due(known.plan, self.step) and is_open(self.schedule, self.step)
             ending = adapting or self.step == self._end() or self.plan.phase_of(self.step).index != phase
             signal = Signal(0)
             if evaluating or saving or ending or len(self._done) >= self._flush_steps:
                 signal = self._flush()
-            if evaluating:
-                self._validate()
             if adapting:
                 self._adapt()
             if signal & Signal.NEWS or adapting:
                 self._take_orders()
-                saving = saving or self.step == self._save_at
+                saving = saving or self.step in self._saves
             if signal & Signal.NOTICE and (nodes := self.session.leaving_nodes()):
                 self._departures[self.step] = Departure(self.step, "notice", nodes=nodes)
             if saving or signal & Signal.SAVE:
-                self._save(wait=self.step >= self._end())
+                self._save(wait=self._is_leaving())
+            if evaluating:
+                self._validate()
             started = time.perf_counter() if evaluating or saving or signal else now
 
     def _adapt(self) -> None:
         """End the phase before this step if its loss is flat; rank 0 decides, all learn it from the driver."""
-        phase = self.plan.phase_of(self.step)
+        plan = self._known_before().plan
+        phase = plan.phase_of(self.step)
         losses = self._losses[-(self.step - phase.first_step) :]
         uniform = 0.0 if self.shards.multi_label else math.log(len(self.shards.classes))
-        if self.session.rank == 0 and is_flat(self.plan, phase, losses, uniform):
+        if self.session.rank == 0 and is_flat(plan, phase, losses, uniform):
             self.schedule = self.schedule.amended(Amendment("advance", self.step, 1.0))
+
+    def _known_before(self) -> _Known:
+        """What is validated or ended before the next step goes by this, so that it is the same when the step is trained again."""
+        schedule = self.schedule.before(self.step)
+        if schedule != self._known.schedule:
+            self._known = self._known_by(schedule)
+        return self._known
+
+    def _known_by(self, schedule: ScheduleState) -> _Known:
+        plan = schedule.plan(self.base)
+        return _Known(schedule, plan, frozenset(eval_steps(plan, self.run.train.evals)))
 
     def _take_orders(self) -> None:
         """Ask the driver, all ranks before the same step, and take up what it says."""
         orders = self.session.sync(self.schedule, self.step)
-        self._save_at = self._save_at if orders.save_at is None else orders.save_at
+        self._saves.update(orders.saves)
         for departure in orders.departures:  # a driver that was restarted knows of none before
             at = max(departure.step, self.step)
             self._departures[at] = dataclasses.replace(departure, step=at)
@@ -263,7 +282,6 @@ class Loop:
             self._event("amend", f"{amendment.kind}{value} from step {amendment.from_step}")
         self.schedule, self._version = orders.state, orders.state.version
         self.plan = self.schedule.plan(self.base)
-        self._evals = frozenset(eval_steps(self.plan, self.run.train.evals))
         if self._records is not None and self.schedule.version:
             write_schedule(self.folder, self.schedule, self.plan)
 
@@ -304,7 +322,7 @@ class Loop:
     def _flush(self) -> Signal:
         """Sum the finished steps' losses over the ranks and record them; the same signal on every rank."""
         sums = torch.stack([done.sums for done in self._done])
-        signal, steps = self._signal(), self._flush_steps_wanted()
+        signal, steps = self._lookout.signal(self._saved_at), self._flush_steps_wanted()
         if self.session.world_size > 1:
             words = sums.new_tensor([[signal, steps, 0.0, 0.0]]) if self.session.rank == 0 else sums.new_zeros(1, 4)
             sums = torch.cat([sums, words])
@@ -340,20 +358,6 @@ class Loop:
             self._records.flush()
             self._show(sums)
         self._done.clear()
-        return signal
-
-    def _signal(self) -> Signal:
-        """What rank 0 has to say."""
-        if self.session.rank != 0:
-            return Signal(0)
-        now, signal = time.monotonic(), Signal(0)
-        if self.session.news():
-            signal |= Signal.NEWS
-        if now - self._noticed_at >= NOTICE_EVERY_S:
-            self._noticed_at = now
-            signal |= Signal.NOTICE
-        if 0 < self.run.scale.save_s <= now - self._saved_at:
-            signal |= Signal.SAVE
         return signal
 
     def _flush_steps_wanted(self) -> int:
@@ -394,16 +398,25 @@ class Loop:
         self.session.show(dict(self._shown), self.schedule, self.step)
 
     def _validate(self) -> None:
-        self._validated = self.step
+        """Validate after the steps done, unless that was done or workers are leaving: then it is done when they go on."""
+        if self._validated == self.step or self._is_leaving():
+            return
         started = time.perf_counter()
-        with contextlib.nullcontext() if self.average is None else self.average.in_place():
-            if self.run.train.precise_bn:
-                note = functools.partial(self._quarantine.note, "train", self.step)
-                precise_bn(self.worker, self.session, self.run, self.shards, self.step, note)
-            note = functools.partial(self._quarantine.note, "val", self.step)
-            found = evaluate(self.worker, self.session, validation_source(self.run, self.shards), note)
-            scores = found.scores
-            self._set_apart(self._quarantine.exchange()[1])
+        if self._records is not None:
+            doing = {"doing": f"it validates after step {self.step}"}
+            self.session.show(self._shown | doing, self.schedule, self.step)
+        try:
+            with contextlib.nullcontext() if self.average is None else self.average.in_place():
+                if self.run.train.precise_bn:
+                    precise_bn(self.worker, self.session, self.run, self.shards, self.step, self._noting("train"))
+                source = validation_source(self.run, self.shards)
+                found = evaluate(self.worker, self.session, source, self._noting("val"))
+        except NoticeGiven as notice:
+            self._departures[self.step] = Departure(self.step, "notice", nodes=notice.nodes)
+            return
+        scores = found.scores
+        self._set_apart(self._quarantine.exchange()[1])
+        self._validated = self.step
         if self._records is not None:
             epoch = self.plan.step_at(self.step - 1).epoch
             self._records.validation(
@@ -414,9 +427,21 @@ class Loop:
             self._shown["score"] = scores["map"] if "map" in scores else scores["top1"]
             self.session.show(dict(self._shown), self.schedule, self.step)
 
+    def _noting(self, split: Split) -> Note:
+        """Notes the blocks of a validation, of which every rank has as many, and ends it where a node is given notice meanwhile."""
+        numbers = itertools.count(1)
+
+        def note(block: Block | None) -> None:
+            self._quarantine.note(split, self.step, block)
+            if next(numbers) % FLUSH_STEPS == 0:
+                self._lookout.heed()
+
+        return note
+
     def _save(self, *, wait: bool) -> None:
         """Save what stands after the steps done; without `wait`, writing goes on while training does."""
-        if self._saved == (self.step, self.schedule):
+        validated = self._validated == self.step
+        if self._saved == (self.step, self.schedule, validated):
             return
         meta = CheckpointMeta(
             step=self.step,
@@ -428,6 +453,7 @@ class Loop:
             train_s=self._train_s,
             attempt=self.attempt,
             multi_label=self.shards.multi_label,
+            validated=validated,
             ledger="" if self._ledger is None else f"{self._ledger.sync():016x}",
         )
         if self._records is not None:
@@ -438,24 +464,25 @@ class Loop:
             write_checkpoint(folder, meta, snapshot)
 
         self.session.save(write, {"step": self.step}, wait=wait)
-        self._saved, self._saved_at = (self.step, self.schedule), time.monotonic()
+        self._saved, self._saved_at = (self.step, self.schedule, validated), time.monotonic()
         self._event("checkpoint")
 
     def _load(self) -> None:
         if self.session.rank == 0:
             self.schedule = schedule_so_far(self.folder, self.base)
         with self.session.load() as folders:
-            if not folders:
+            found = agreed_checkpoint(folders, self.session)
+            if found is None:
                 if self.run.model.init:
                     self._initial = load_initial(self.worker.module, self.run.model)
                 return
-            folder, meta = newest_whole(folders)
+            folder, meta = found
             check_checkpoint(meta, self.run, self.shards, folder)
             read_tensors(folder, self.worker.module, self.optimizer, self.average)
         self.schedule = self.schedule.newer(meta.schedule)
         self.step = meta.step
-        self._saved = (meta.step, meta.schedule)
-        self._validated = meta.step  # before it was saved
+        self._saved = (meta.step, meta.schedule, meta.validated)
+        self._validated = meta.step if meta.validated else -1
         self._version = self.schedule.version
         self._chain = int(meta.ledger or "0", 16)
         self._train_s = meta.train_s
@@ -468,34 +495,3 @@ class Loop:
         samples = [sample_at(position, self.plan.num_samples, self.run.train.seed) for position in step.positions]
         names = [self.shards.path("train", sample) for sample in samples]
         return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def check_checkpoint(meta: CheckpointMeta, run: Run, shards: ShardSet, folder: Path) -> None:
-    """Refuse a checkpoint that another run or other data made.
-
-    Raises:
-        CheckpointError: it names what differs.
-    """
-    # an earlier mgray's digest may hold fields that ours leaves out
-    if meta.run_digest != run.digest() and Run.from_json(meta.run).digest() != run.digest():
-        raise CheckpointError(
-            "checkpoint", str(folder), f"is of another plan or model ({differences(meta.run, run)})",
-            "give the run another --name, or the settings it was started with",
-        )  # fmt: skip
-    if meta.data_digest != shards.digest():
-        raise CheckpointError(
-            "checkpoint", str(folder), f"was trained on other data than {run.data.path}", "give --data.path of its shards, or another --name"
-        )  # fmt: skip
-
-
-def clip_checksum(block: Block) -> int:
-    """A sum over clips of 30 bits of each (position, sample) pair: the same whatever the order, exact in a float64."""
-    return int(words_of(block.positions_N, block.samples_N).sum())
-
-
-def clip_keys(block: Block | None, seed: int) -> Tensor:
-    """A key for each clip, from the seed and its position in the sample stream."""
-    if block is None:
-        return torch.zeros(0, dtype=torch.int64)
-    seed_bits = np.uint64((seed * _KEY_OF_SEED) % (1 << 64))
-    return torch.from_numpy((block.positions_N.astype(np.uint64) ^ seed_bits).view(np.int64))

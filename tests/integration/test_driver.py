@@ -111,20 +111,20 @@ def test_orders_to_save_stop_and_resize() -> None:
     driver = ScheduleDriver(PLAN, STATE)
     told(driver, STATE, 5)
     asyncio.run(driver.request(Request("a", "checkpoint", 0.0, 8)))
-    assert told(driver, STATE, 6) == Orders(STATE, save_at=8)
+    assert told(driver, STATE, 6) == Orders(STATE, (8,))
     asyncio.run(driver.request(Request("b", "resize", 3)))
     resize, later = Departure(7, "resize", 3), Departure(12, "resize", 2)
-    assert told(driver, STATE, 7) == Orders(STATE, departures=(resize,))
+    assert told(driver, STATE, 7) == Orders(STATE, (8,), departures=(resize,))
     asyncio.run(driver.request(Request("c", "resize", 2, 12)))
     # an attempt that died before it could leave: the next is told again
-    assert told(driver, STATE, 5) == Orders(STATE, departures=(resize, later))
+    assert told(driver, STATE, 5) == Orders(STATE, (8,), departures=(resize, later))
     assert asyncio.run(driver.status())["wanted"] == 0
     asyncio.run(driver.leave(resize))
     status = asyncio.run(driver.status())
     assert (status["left"], status["wanted"]) == (resize, 3)
     asyncio.run(driver.begin(7))
     assert asyncio.run(driver.status())["left"] is None
-    assert told(driver, STATE, 7) == Orders(STATE, departures=(later,))
+    assert told(driver, STATE, 7) == Orders(STATE, (8,), departures=(later,))
     asyncio.run(driver.leave(Departure(12, "notice", nodes=("a",))))  # comes first, at the same step
     assert told(driver, STATE, 12) == Orders(STATE, departures=(later,))
     asyncio.run(driver.request(Request("d", "resize", 6)))  # takes the other's place

@@ -19,8 +19,9 @@ from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block
 from mgray.plan import Plan, sample_at
 from mgray.report.records import RunRecords, read_run
+from mgray.train.clips import clip_checksum
 from mgray.train.kept import SNAPSHOT, kept_in
-from mgray.train.loop import FLUSH_STEPS, Loop, clip_checksum
+from mgray.train.loop import FLUSH_STEPS, Loop
 from mgray.train.session import LocalSession
 from mgray.trainer import train
 from tests.support.runs import assert_same, checksums, equality_run, kill_at, named_processes, step_lines

@@ -31,7 +31,7 @@ class Handle:
     """A driver in this process, called as an actor's handle is."""
 
     def __init__(self, most: int = 0) -> None:
-        self.actor = ScheduleDriver(PLAN, ScheduleState(PLAN.digest()), "", most)
+        self.actor = ScheduleDriver(PLAN, ScheduleState(PLAN.digest()), most=most)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.actor, name)

@@ -699,6 +699,8 @@ def test_levels_may_be_read_off_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         (["mine", "resize"], "VALUE = '': is missing; write mgray ctl RUN resize WORKERS"),
         (["mine", "stop", "3"], "VALUE = 3.0: does not go with stop"),
         (["mine", "stop", "--at-step", "-1"], "at_step = -1: must not be negative"),
+        (["mine", "advance", "nan"], "advance = nan: is no share; give a number from 0 to 1, or none"),
+        (["mine", "resize", "inf"], "resize = inf: is no number of workers; give a whole number"),
         (["mine", "status"], "RUN = 'mine': is no run"),
     ],
 )

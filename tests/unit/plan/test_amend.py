@@ -167,7 +167,7 @@ def test_batches_and_rates_follow_the_workers():
     assert plan.step_at(0).lr == pytest.approx(0.3)  # from the start there is nothing to ramp from
     log = first.amended(Amendment("workers", 50, 2))
     plan = log.plan(base)
-    assert log.workers == 2
+    assert log.is_for(2, 50) and not log.is_for(2, 40) and not log.is_for(3, 50)
     assert_whole(plan)
     assert steps_of(plan)[:50] == steps_of(first.plan(base))[:50]
     step = plan.step_at(50)
@@ -191,8 +191,8 @@ def test_requests_that_cannot_be_done_are_refused():
     last = PLAN.phases[-1].first_step
     for request, problem in (
         (Request("a", "advance", 0.0, last + 1), "is in the last phase"),
-        (Request("a", "extend", 0.0), "must be positive"),
-        (Request("a", "rate", -1.0), "must be positive"),
+        (Request("a", "extend", 0.0), "are no epochs; give a number above 0"),
+        (Request("a", "rate", -1.0), "is no factor; give a number above 0"),
         (Request("a", "stop", 0.0, 3), "is before step 10"),
         (Request("a", "stop", 0.0, PLAN.num_steps), "is past the run's"),
         (Request("a", "resize", 1.5), "is no number of workers"),
@@ -201,3 +201,93 @@ def test_requests_that_cannot_be_done_are_refused():
             request.check(PLAN, empty, 10)
     Request("a", "advance", 0.0, 11).check(PLAN, empty, 10)
     Request("a", "resize", 0.0).check(PLAN, empty, 10)
+
+
+NOT_NUMBERS = [float("nan"), float("inf"), -float("inf"), 1e300, -1e300, -1.0, -100.0]
+
+
+@pytest.mark.parametrize("kind", ["advance", "extend", "rate", "resize"])
+def test_values_that_no_run_can_take_are_refused(kind):
+    for value in [*NOT_NUMBERS, {"advance": 5.0, "resize": 1.5}.get(kind, 0.0)]:
+        if (kind, value) == ("resize", 1e300):
+            continue  # a number of workers that there is never room for
+        with pytest.raises(ConfigError, match=f"{kind} = .+; give a "):
+            Request("a", kind, value).check_values()
+        with pytest.raises(ConfigError, match=f"{kind} = "):
+            Request("a", kind, value).check(PLAN, state(), 10)
+    for share in (0.0, 0.3, 1.0):
+        Request("a", "advance", share).check(PLAN, state(), 10)
+
+
+def test_a_request_that_makes_no_schedule_is_refused(monkeypatch):
+    """Whatever the reason: no worker gets to see it."""
+    huge = state(*(Amendment("rate", 5, 1e3, str(number)) for number in range(102)))
+    huge.plan(PLAN).to_json()
+    with pytest.raises(ConfigError, match=r"rate = 1000.0: makes no schedule \(its learning rate is not finite"):
+        Request("a", "rate", 1e3).check(PLAN, state(*huge.amendments, Amendment("rate", 6, 1e3)), 10)
+
+    def broken(*_):
+        raise OverflowError("too large")
+
+    monkeypatch.setattr("mgray.plan.amend.extended", broken)
+    with pytest.raises(ConfigError, match=r"extend = 2.0: makes no schedule \(too large\)"):
+        Request("a", "extend", 2.0).check(PLAN, state(), 10)
+
+
+def test_an_amendment_holds_from_its_step_whatever_was_asked_for_before():
+    """A plan that is shortened before a named step leaves what was asked for there at that step."""
+    for other in (Amendment("advance", 5), Amendment("advance", 5, 1.0), Amendment("extend", 5, 2.0)):
+        plan, plain = state(Amendment("rate", 40, 0.5), other).plan(PLAN), state(other).plan(PLAN)
+        assert_whole(plan)
+        assert steps_of(plan)[:40] == steps_of(plain)[:40]
+        for index in range(40, plan.num_steps):
+            step = plan.step_at(index)
+            phase = plan.phases[step.phase]
+            assert phase.pace.factor == 0.5 and step.lr == pytest.approx(
+                0.5 * plan.rate.at(phase.pace.offset + phase.pace.speed * step.epoch)
+            )
+    assert state(Amendment("rate", 40, 0.5), Amendment("advance", 5)).plan(PLAN) == state(
+        Amendment("advance", 5), Amendment("rate", 40, 0.5)
+    ).plan(PLAN)
+
+
+def test_one_that_finds_nothing_to_change_changes_nothing():
+    last = PLAN.phases[-1].first_step
+    assert state(Amendment("advance", last + 1)).plan(PLAN) == PLAN
+    short = state(Amendment("stop", 30))
+    assert state(Amendment("rate", 40, 0.5), Amendment("stop", 30)).plan(PLAN) == short.plan(PLAN)
+
+
+def test_logs_of_an_earlier_mgray_are_replayed_as_they_were_trained():
+    """Amendments were applied in the order of requests then: in one of steps nothing differs, and others keep theirs."""
+    log = state(Amendment("rate", 40, 0.5), Amendment("advance", 5))
+    tree = log.to_json()
+    assert ScheduleState.from_json(tree) == log
+    earlier = ScheduleState.from_json({key: value for key, value in tree.items() if key != "order"})
+    assert not earlier.by_step and earlier.plan(PLAN) != log.plan(PLAN)
+    again = ScheduleState.from_json(earlier.amended(Amendment("rate", 60, 2.0)).to_json())
+    assert not again.by_step and again.version == 3
+    ordered = state(Amendment("advance", 5), Amendment("rate", 40, 0.5))
+    assert ScheduleState.from_json({"plan": PLAN.digest(), "amendments": ordered.to_json()["amendments"]}) == ordered
+
+
+def test_workers_who_go_on_from_an_earlier_step_make_void_what_came_after():
+    """The checkpoint at step 90 is damaged: batches of its workers, and flat losses after it, have never been."""
+    spec = PlanSpec(epochs=8, lr_steps=(0, 6), lr_factors=(1.0, 0.1), batch=8, batch_policy="per_worker")
+    base = Plan.compile(spec, 1000)
+    asked = Amendment("rate", 95, 0.5, "key")
+    log = ScheduleState(base.digest(), (Amendment("workers", 0, 2), Amendment("workers", 90, 3), asked))
+    flat = Amendment("advance", 92, 1.0)
+    for workers in (2, 3, 5):
+        assert not log.is_for(workers, 70)
+        found = log.amended(flat).amended(Amendment("workers", 70, workers))
+        assert found.is_for(workers, 70) and found.version == 5
+        expected = ScheduleState(base.digest(), (Amendment("workers", 0, 2), Amendment("workers", 70, workers), asked))
+        assert found.plan(base) == expected.plan(base)
+        clips = [found.plan(base).step_at(step).shape.clips for step in (69, 70, 90, 94, 200)]
+        assert clips == [16, *[8 * workers] * 4]
+    same = log.amended(Amendment("workers", 70, 2)).plan(base)
+    assert same == ScheduleState(base.digest(), (Amendment("workers", 0, 2), asked)).plan(base)
+    assert ScheduleState(base.digest(), (Amendment("workers", 0, 2),)).is_for(2, 70)
+    # what was found out before the step that they go on from stands
+    assert flat in log.amended(flat).amended(Amendment("workers", 92, 2)).standing()

@@ -22,11 +22,13 @@ from mgray.data.source import Block, TrainSource
 from mgray.errors import CheckpointError, DataError, TrainingError
 from mgray.plan import Plan, PlanSpec, adaptive, sample_at
 from mgray.plan.state import Amendment, Departure, Orders, ScheduleState
+from mgray.train import lookout
 from mgray.train import loop as loop_module
 from mgray.train import step as step_module
-from mgray.train.checkpoint import read_meta
+from mgray.train.checkpoint import read_meta, write_schedule
+from mgray.train.clips import clip_checksum
 from mgray.train.compile import compile_model
-from mgray.train.loop import Loop, clip_checksum
+from mgray.train.loop import Loop
 from mgray.train.session import LocalSession
 from tests.support.shards import write_shards
 
@@ -92,7 +94,8 @@ def test_resumes_at_every_step_with_the_same_rest(shards: ShardSet, finished: Pa
         assert loop.step == first
         loop.train()
         rest = {step: value for step, value in steps.items() if step >= first}
-        assert outcome(folder) == (rest, {step: loss for step, loss in evals.items() if step > first})
+        # a checkpoint is saved before a validation at its step, which is made up for
+        assert outcome(folder) == (rest, {step: loss for step, loss in evals.items() if step >= first})
         ours, theirs = weights(folder, PLAN.num_steps), weights(finished, PLAN.num_steps)
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
@@ -270,15 +273,34 @@ def test_amended_schedules_are_trained_and_replayed(shards: ShardSet, finished: 
     assert json.loads((halved / "plan.json").read_text())["totals"]["num_steps"] == plan.num_steps
 
 
+def test_workers_who_go_on_from_an_earlier_step_count_from_there(shards: ShardSet, tmp_path: Path) -> None:
+    """The checkpoint of those who came later is lost: their batches have never been."""
+    run = dataclasses.replace(RUN, plan=dataclasses.replace(RUN.plan, batch_policy="per_worker"))
+    plan = Plan.compile(run.plan, 10)
+    fresh = ScheduleState(plan.digest())
+    session = Told(tmp_path, orders={0: Orders(fresh, departures=(Departure(4, "stop"),))})
+    assert Loop(run, session, shards, tmp_path, 0).train() == "stop"
+    write_schedule(tmp_path, fresh.amended(Amendment("workers", 6, 3)), plan)
+    Loop(run, LocalSession(tmp_path), shards, tmp_path, 1).train()
+    stored = json.loads((tmp_path / "schedule.json").read_text())["amendments"]
+    assert [entry[:3] for entry in stored] == [["workers", 6, 3], ["workers", 4, 1]]
+    assert [r["clips"] for r in records(tmp_path, "step")] == [
+        plan.step_at(k).shape.clips for k in range(plan.num_steps)
+    ]
+    assert audited(tmp_path, run).failure is None
+
+
 def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run, stopped in the middle of a phase and resumed, ends it at the same step."""
     monkeypatch.setattr(adaptive, "MIN_WINDOW", 2)
+    monkeypatch.setattr(adaptive, "WINDOW_SHARE", 0.28)  # so that a phase that was ended has shorter windows
     monkeypatch.setattr(adaptive, "BEGUN", math.inf)
-    spec = dataclasses.replace(PLAN.spec, epochs=40, lr_steps=(0, 33), adaptive="plateau", adaptive_gain=1.0)
-    run = dataclasses.replace(RUN, plan=spec, train=dataclasses.replace(RUN.train, evals=1))
-    plan = Plan.compile(spec, PLAN.num_samples)
+    spec = dataclasses.replace(PLAN.spec, epochs=60, lr_steps=(0, 50), adaptive="plateau", adaptive_gain=1.0)
+    run = dataclasses.replace(with_train(evals=1), plan=spec, scale=ScaleSection(save_every=1000))
+    plan, first = Plan.compile(spec, PLAN.num_samples), 2
     whole, halved = tmp_path / "whole", tmp_path / "halved"
-    Loop(run, LocalSession(whole), shards, whole, 0).train()
+    session = Told(whole, orders={0: Orders(ScheduleState(plan.digest()), (first,))})
+    Loop(run, session, shards, whole, 0).train()
     amendments = json.loads((whole / "schedule.json").read_text())["amendments"]
     assert amendments and all(kind == "advance" and value == 1.0 for kind, _, value, _ in amendments)
     amended = ScheduleState.from_json(json.loads((whole / "schedule.json").read_text())).plan(plan)
@@ -291,15 +313,78 @@ def test_a_flat_phase_is_ended_and_replayed(shards: ShardSet, tmp_path: Path, mo
     Loop(run, LocalSession(halved), shards, halved, 1).train()
     assert json.loads((halved / "schedule.json").read_text())["amendments"] == amendments
     assert outcome(halved)[0] == steps
+    # lost and trained again, with the log of what was decided already
+    shutil.rmtree(whole / f"checkpoint_{amended.num_steps:09d}")
+    loop = Loop(run, LocalSession(whole), shards, whole, 1)
+    assert loop.step == first and loop.schedule.version == len(amendments)
+    loop.train()
+    assert json.loads((whole / "schedule.json").read_text())["amendments"] == amendments
+    assert outcome(whole)[0] == steps
     for folder in (whole, halved):
         assert (audited(folder, run).failure, audited(folder, run).steps) == (None, amended.num_steps)
 
 
-def test_a_checkpoint_is_saved_where_it_is_asked_for(shards: ShardSet, tmp_path: Path) -> None:
-    session = Told(tmp_path, orders={0: Orders(ScheduleState(PLAN.digest()), save_at=3)})
+def test_checkpoints_are_saved_where_they_are_asked_for(shards: ShardSet, tmp_path: Path) -> None:
+    state = ScheduleState(PLAN.digest())
+    session = Told(tmp_path, orders={0: Orders(state, (3, 6)), 2: Orders(state, (5,))})
     run = dataclasses.replace(RUN, scale=dataclasses.replace(RUN.scale, save_every=1000))
     Loop(run, session, shards, tmp_path, 0).train()
-    assert [r["step"] for r in records(tmp_path, "event") if r["event"] == "checkpoint"] == [3, PLAN.num_steps]
+    assert [r["step"] for r in records(tmp_path, "event") if r["event"] == "checkpoint"] == [3, 5, 6, PLAN.num_steps]
+
+
+def test_a_validation_that_dies_is_made_up_for(
+    shards: ShardSet, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained before it is saved by then."""
+    first = next(iter(outcome(finished)[1]))
+
+    def dies(*_: Any) -> None:
+        raise OSError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "evaluate", dies)
+        with pytest.raises(OSError, match="lost"):
+            Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 0).train()
+    loop = Loop(RUN, LocalSession(tmp_path), shards, tmp_path, 1)
+    assert loop.step == first < PLAN.num_steps
+    loop.train()
+    assert outcome(tmp_path) == outcome(finished)
+
+
+@dataclasses.dataclass
+class Noticed(LocalSession):
+    """A session whose node is given notice while the validation after a step goes on."""
+
+    step: int = 0
+    is_due: bool = False
+    left: Departure | None = None
+
+    def show(self, progress: dict[str, object], state: ScheduleState, step: int) -> None:
+        self.is_due = step == self.step and "validates" in str(progress.get("doing"))
+
+    def leaving_nodes(self) -> tuple[str, ...]:
+        return ("node",) if self.is_due else ()
+
+    def leave(self, departure: Departure) -> None:
+        self.left = departure
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_notice_in_a_validation_is_heeded(
+    shards: ShardSet, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Workers save and leave, also at the end of the schedule; who goes on validates first."""
+    monkeypatch.setattr(lookout, "NOTICE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop_module, "FLUSH_STEPS", 1)
+    at = list(outcome(finished)[1])[number]
+    session = Noticed(tmp_path, step=at)
+    run = dataclasses.replace(RUN, scale=ScaleSection(save_every=1000))
+    assert Loop(run, session, shards, tmp_path, 0).train() == "notice"
+    assert session.left == Departure(at, "notice", nodes=("node",))
+    assert read_meta(tmp_path / f"checkpoint_{at:09d}").validated is False and at not in outcome(tmp_path)[1]
+    assert Loop(run, LocalSession(tmp_path), shards, tmp_path, 1).train() == ""
+    assert outcome(tmp_path) == outcome(finished)
+    assert len(records(tmp_path, "step")) == PLAN.num_steps
 
 
 def test_local_checkpoints_are_few_and_whole(shards: ShardSet, tmp_path: Path) -> None:
@@ -556,7 +641,7 @@ def test_losses_are_recorded_in_few_collectives(
     sizes = []
     flush = Loop._flush
 
-    def counted(loop: Loop) -> loop_module.Signal:
+    def counted(loop: Loop) -> lookout.Signal:
         sizes.append(len(loop._done))
         return flush(loop)
 
