@@ -120,6 +120,8 @@ def decode_frames(
                 )
             packet = av.Packet(bytes(video.packet(position)))
             packet.pts = packet.dts = int(video.pts[position])
+            # FFmpeg takes a PNG that is no key frame for what has changed since the one before
+            packet.is_keyframe = bool(video.key[position])
             yield from _taken(decoder.decode(packet), left, video)
             if not left:
                 break

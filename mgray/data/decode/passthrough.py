@@ -75,12 +75,15 @@ def _indexed(
 
 
 def _decodes_alone(video: StoredVideo, sums: Sequence[int]) -> bool:
-    """Whether frames that are decoded from the table equal those of the whole file: all of the first GOP, the last of each."""
+    """Whether frames that are decoded from the table equal those of the whole file: all of the first GOP, the last of each.
+
+    Those of the first two are also decoded together: what a decoder kept of one must not show in the next.
+    """
     starts = np.sort(video.pts[video.key]).tolist()
-    ends = [*starts[1:], len(sums)]
-    tried = [range(ends[0]), *([end - 1] for end in ends[1:])]
+    lasts = [end - 1 for end in [*starts[1:], len(sums)]]
+    tried = [range(lasts[0] + 1), *([last] for last in lasts[1:]), lasts[:2]]
     try:
-        return all(_checksum(frame) == sums[number] for gop in tried for number, frame in decode_frames(video, gop))
+        return all(_checksum(frame) == sums[number] for frames in tried for number, frame in decode_frames(video, frames))
     except VideoError:
         return False
 

@@ -56,6 +56,7 @@ MAKERS = {
     "full.mp4": lambda folder: write(folder, "full.mp4", "libx264", "yuvj420p"),
     "fine.mp4": lambda folder: write(folder, "fine.mp4", "libx264", "yuv444p"),
     "old.avi": lambda folder: write(folder, "old.avi", "mpeg4", "yuv420p"),
+    "stills.mov": lambda folder: write(folder, "stills.mov", "png", "rgb24"),
     "open.mp4": lambda folder: open_gop(folder / "open.mp4"),
     "matroska.mkv": lambda folder: write(folder, "matroska.mkv", "libx264", "yuv420p"),
     "web.webm": lambda folder: write(folder, "web.webm", "libvpx-vp9", "yuv420p"),
