@@ -25,7 +25,8 @@ _WIDE = 32
 class _Cut:
     """One direction of a window: the pixels that are cut out, and how they are resized.
 
-    The cut starts where the window does, to the nearest pixel, and may be longer than it; `scale` is exact.
+    The cut starts where the window does, to the nearest pixel, and may be longer than it; `scale` is exact. A mirrored window
+    starts at its right end, so the cut ends there, and may begin before the frame.
     """
 
     start: int
@@ -76,13 +77,16 @@ class Window:
         top, left = self._down.start, self._across.start
         for target, plane, share in zip(self._planes, planes, (1, 2, 2), strict=True):
             rows, columns = target.shape[1:]
-            cut = plane[top // share : top // share + rows, left // share : left // share + columns]
-            target[index, : cut.shape[0], : cut.shape[1]] = cut
+            before = -min(0, left // share)
+            cut = plane[top // share : top // share + rows, max(0, left // share) : left // share + columns]
+            target[index, : cut.shape[0], before : before + cut.shape[1]] = cut
             # a frame of odd size ends within a chroma pixel
             if cut.shape[0] < rows:
                 target[index, cut.shape[0] :] = target[index, cut.shape[0] - 1]
-            if cut.shape[1] < columns:
-                target[index, :, cut.shape[1] :] = target[index, :, cut.shape[1] - 1 : cut.shape[1]]
+            target[index, :, :before] = target[index, :, before : before + 1]
+            end = before + cut.shape[1]
+            if end < columns:
+                target[index, :, end:] = target[index, :, end - 1 : end]
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -111,19 +115,17 @@ class Window:
 
 
 def _cut(begin: float, end: float, size: int, out: int, multiple: int, *, mirrored: bool) -> _Cut:
-    """Even lengths, since a chroma pixel is two wide; beyond the frame's end its last pixel is repeated."""
+    """Even lengths, since a chroma pixel is two wide; beyond the frame its outermost pixel is repeated."""
     span = end - begin
     first, last = round(begin), round(end)
     length = multiple * math.ceil((math.ceil(span) + 1) / multiple)
     if mirrored:
-        start = max(0, last - length)
-        length = 2 * math.ceil((last - start) / 2)
+        length = min(length, 2 * math.ceil(last / 2))
+        start = last - length
     else:
         start = first
         length = min(length, 2 * math.ceil((size - start) / 2))
     if length == out and span != out:  # torch takes equal sizes as nothing to resize
-        if not mirrored:
-            length += 2
-        elif start >= 2:
-            start, length = start - 2, length + 2
+        length += 2
+        start -= 2 if mirrored else 0
     return _Cut(start, length, out / span)
