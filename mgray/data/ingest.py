@@ -4,8 +4,9 @@ Each task encodes the videos of one shard and records what came of it, so a job 
 
     .ingest/job.json      which list of videos and which settings the folder is for
     .ingest/00000.json    a finished shard: its checksum, index rows and broken videos
+    .ingest/00000.watch.json   an unfinished one: which videos its attempts died of
 
-Both are written after what they describe, and go when the manifest is in place.
+The first two are written after what they describe, and go when the manifest is in place.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import json
 import logging
 import os
 import pickle
+import uuid
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +30,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.data
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
 
 from mgray.data.annotations import Annotations, read_annotations
 from mgray.data.decode.encode import CODEC
@@ -37,6 +42,7 @@ from mgray.data.shards.index import SPLITS, content_digest, write_index
 from mgray.data.shards.manifest import MANIFEST, MULTI_LABEL_VERSION, SOURCE, VERSION, Broken, Level, Manifest
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.storage import Folder, answered, bare, one_line, unreadable
+from mgray.data.watch import TASK_RETRIES
 from mgray.errors import DataError
 
 _JOB = f"{WORK}/job.json"
@@ -264,9 +270,14 @@ def _stored_outcomes(folder: Folder, parts: Sequence[Part]) -> dict[int, Outcome
 
 
 def _run(folder: Folder, parts: Sequence[Part], num_workers: int) -> Generator[Report, None, None]:
-    """Encode the parts on the cluster; their reports as they come."""
+    """Encode the parts on the cluster; their reports as they come.
+
+    Raises:
+        DataError: their processes die again and again.
+    """
     if not parts:
         return
+    call = uuid.uuid4().hex
     items = [{"part": pickle.dumps(part)} for part in parts]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     context = dataset.context
@@ -277,15 +288,24 @@ def _run(folder: Folder, parts: Sequence[Part], num_workers: int) -> Generator[R
 
     def encode(batch: dict[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[Any]]]:
         for item in batch["part"]:
-            for report in encode_part(folder, pickle.loads(item)):
+            for report in encode_part(folder, pickle.loads(item), call):
                 yield {name: [value] for name, value in dataclasses.asdict(report).items()}
 
-    reports = dataset.map_batches(
-        encode, batch_size=None, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=num_workers or None)
-    )
-    for table in reports.iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(table, pa.Table)
-        yield from (Report(**row) for row in table.to_pylist())
+    with warnings.catch_warnings(
+        category=RayDeprecationWarning, action="ignore"
+    ):  # of `max_retries`, which has no other way in
+        reports = dataset.map_batches(
+            encode, batch_size=None, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=num_workers or None), max_retries=TASK_RETRIES
+        )  # fmt: skip
+    try:
+        for table in reports.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(table, pa.Table)
+            yield from (Report(**row) for row in table.to_pylist())
+    except (WorkerCrashedError, OutOfMemoryError):
+        raise DataError(
+            "data.path", parts[0].source, f"a process that encodes its videos died {TASK_RETRIES + 1} times",
+            "see Ray's logs for the reason (memory, or several videos that crash the decoder), then go on; what is done is kept",
+        ) from None  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from mgray.data.shards.index import Extent, IndexRow, SourceProbe
 from mgray.data.shards.manifest import VERSION, Broken, level_name
 from mgray.data.shards.writer import shard_name, write_shard
 from mgray.data.storage import FileSum, Folder, one_line
+from mgray.data.watch import CRASHES, Watch
 from mgray.errors import VideoError
 
 WORK = ".ingest"
@@ -53,6 +54,11 @@ class Part:
     def name(self) -> str:
         """The path of the part's record below the dataset's folder."""
         return f"{WORK}/{self.index:05d}.json"
+
+    @property
+    def watch_name(self) -> str:
+        """The path of what its attempts leave for each other."""
+        return f"{WORK}/{self.index:05d}.watch.json"
 
     def key(self) -> str:
         """Identifies the files and settings that the shard is made from."""
@@ -109,8 +115,20 @@ class Report:
     """Why the shard cannot be written."""
 
 
-def encode_part(folder: Folder, part: Part) -> Iterator[Report]:
-    """Write a part's shard and record; reports come at the same places whenever a task is repeated."""
+def encode_part(folder: Folder, part: Part, call: str = "") -> Iterator[Report]:
+    """Write a part's shard and record; reports come at the same places whenever a task is repeated.
+
+    Args:
+        call: the ingest that it is done for, whose attempts know of each other.
+    """
+    try:
+        yield from _encode(folder, part, Watch(folder, part.watch_name, call))
+    except OSError as error:
+        yield Report(part.index, 0, error=one_line(error))
+
+
+def _encode(folder: Folder, part: Part, watch: Watch) -> Iterator[Report]:
+    """Raises OSError where the folder cannot be read or written."""
     videos: list[Ingested] = []
     kept: list[SourceVideo] = []
     broken = []
@@ -120,6 +138,10 @@ def encode_part(folder: Folder, part: Part) -> Iterator[Report]:
             yield Report(part.index, done)
             unreported = 0
         unreported += video.num_bytes
+        if watch.refuses(video.path):
+            broken.append(Broken(path=video.path, reason=CRASHES))
+            continue
+        watch.begin(video.path)
         try:
             videos.append(part.read(video))
             kept.append(video)
@@ -128,32 +150,29 @@ def encode_part(folder: Folder, part: Part) -> Iterator[Report]:
         except OSError as error:
             yield Report(part.index, done, unread=one_line(error))
             return
-    try:
-        shards, extents = [], []
-        for number, level in enumerate(part.levels):
-            name = shard_name(level_name(level), part.index)
-            shard, places = write_shard(folder, name, [video.levels[number] for video in videos])
-            shards.append(shard)
-            extents.append(places)
-        rows = []
-        for video, ingested, places in zip(kept, videos, zip(*extents, strict=True), strict=True):
-            stored = ingested.levels[0]
-            assert stored is not None, "every video is at the finest level"
-            rows.append(
-                IndexRow(
-                    split=video.split, path=video.path, label=video.label, group=video.group,
-                    num_frames=stored.source.num_frames, width=stored.source.width, height=stored.source.height,
-                    fps=stored.source.fps, probe=ingested.probe, shard=part.index, extents=places,
-                    actions=video.actions,
-                )
-            )  # fmt: skip
-        outcome = Outcome(
-            part=part.index, key=part.key(), shards=tuple(shards), rows=tuple(rows), broken=tuple(broken)
-        ).to_json()
-        folder.write(part.name, outcome.encode())
-    except OSError as error:
-        yield Report(part.index, 0, error=one_line(error))
-        return
+    watch.begin("")
+    shards, extents = [], []
+    for number, level in enumerate(part.levels):
+        name = shard_name(level_name(level), part.index)
+        shard, places = write_shard(folder, name, [video.levels[number] for video in videos])
+        shards.append(shard)
+        extents.append(places)
+    rows = []
+    for video, ingested, places in zip(kept, videos, zip(*extents, strict=True), strict=True):
+        stored = ingested.levels[0]
+        assert stored is not None, "every video is at the finest level"
+        rows.append(
+            IndexRow(
+                split=video.split, path=video.path, label=video.label, group=video.group,
+                num_frames=stored.source.num_frames, width=stored.source.width, height=stored.source.height,
+                fps=stored.source.fps, probe=ingested.probe, shard=part.index, extents=places,
+                actions=video.actions,
+            )
+        )  # fmt: skip
+    outcome = Outcome(
+        part=part.index, key=part.key(), shards=tuple(shards), rows=tuple(rows), broken=tuple(broken)
+    ).to_json()
+    folder.write(part.name, outcome.encode())
     yield Report(part.index, len(part.videos), outcome=outcome)
 
 
