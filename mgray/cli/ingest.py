@@ -32,7 +32,7 @@ class IngestArguments:
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Encode a few videos to estimate size and time, and write nothing."""
     limit_s: float = 600.0
-    """Seconds of decoding after which a video counts as broken."""
+    """Seconds of CPU time of decoding after which a video counts as broken; one that was is tried again under a higher limit."""
     val_fraction: float = 0.2
     """Share of the videos held out for validation where the source names no split."""
     max_broken: float = 0.01

@@ -91,7 +91,7 @@ def ingest(
         videos: the folder that the videos of a list lie in, where it is not the list's.
         videos_per_shard: videos in a shard file; fewer in a small dataset.
         max_broken: share of broken videos above which there is an error.
-        limit_s: seconds of decoding after which a video counts as broken.
+        limit_s: seconds of CPU time of decoding after which a video counts as broken.
         num_workers: tasks at once; 0 takes every CPU of the cluster.
         on_progress: called as shards come in.
 
@@ -249,7 +249,7 @@ def _parts(
 
 
 def _stored_outcomes(folder: Folder, parts: Sequence[Part]) -> dict[int, Outcome]:
-    """The parts that an earlier call finished, and whose source files have not changed since."""
+    """The parts that an earlier call finished, whose source files have not changed since, and whose broken videos would be broken again."""
     stored = set(Folder(folder.fs, folder.join(WORK)).names())
     outcomes = {}
     for part in parts:
@@ -264,7 +264,8 @@ def _stored_outcomes(folder: Folder, parts: Sequence[Part]) -> dict[int, Outcome
             file.type == pafs.FileType.File and file.size == shard.num_bytes
             for file, shard in zip(files, outcome.shards, strict=True)
         )
-        if outcome.key == part.key() and whole:
+        again = outcome.retry_above_s is not None and part.limit_s > outcome.retry_above_s
+        if outcome.key == part.key() and whole and not again:
             outcomes[part.index] = outcome
     return outcomes
 

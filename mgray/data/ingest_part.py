@@ -18,7 +18,7 @@ from mgray.data.shards.manifest import VERSION, Broken, level_name
 from mgray.data.shards.writer import shard_name, write_shard
 from mgray.data.storage import FileSum, Folder, one_line
 from mgray.data.watch import CRASHES, Watch
-from mgray.errors import VideoError
+from mgray.errors import SlowVideoError, UnreadVideoError, VideoError
 
 WORK = ".ingest"
 """The folder of what only an unfinished ingest needs."""
@@ -80,6 +80,8 @@ class Outcome:
     """One for each level."""
     rows: tuple[IndexRow, ...]
     broken: tuple[Broken, ...]
+    retry_above_s: float | None
+    """The limit of time above which another ingest may find a broken video whole; None where none may be."""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -93,6 +95,7 @@ class Outcome:
             shards=tuple(FileSum(**shard) for shard in tree["shards"]),
             rows=tuple(_row(row) for row in tree["rows"]),
             broken=tuple(Broken(**item) for item in tree["broken"]),
+            retry_above_s=tree["retry_above_s"],
         )
 
 
@@ -131,7 +134,7 @@ def _encode(folder: Folder, part: Part, watch: Watch) -> Iterator[Report]:
     """Raises OSError where the folder cannot be read or written."""
     videos: list[Ingested] = []
     kept: list[SourceVideo] = []
-    broken = []
+    broken, retry_above_s = [], []
     unreported = 0
     for done, video in enumerate(part.videos):
         if unreported >= _REPORT_BYTES:
@@ -140,6 +143,7 @@ def _encode(folder: Folder, part: Part, watch: Watch) -> Iterator[Report]:
         unreported += video.num_bytes
         if watch.refuses(video.path):
             broken.append(Broken(path=video.path, reason=CRASHES))
+            retry_above_s.append(0.0)
             continue
         watch.begin(video.path)
         try:
@@ -147,6 +151,10 @@ def _encode(folder: Folder, part: Part, watch: Watch) -> Iterator[Report]:
             kept.append(video)
         except VideoError as error:
             broken.append(Broken(path=video.path, reason=error.problem))
+            if isinstance(error, SlowVideoError):
+                retry_above_s.append(part.limit_s)
+            elif isinstance(error, UnreadVideoError):
+                retry_above_s.append(0.0)
         except OSError as error:
             yield Report(part.index, done, unread=one_line(error))
             return
@@ -170,8 +178,9 @@ def _encode(folder: Folder, part: Part, watch: Watch) -> Iterator[Report]:
             )
         )  # fmt: skip
     outcome = Outcome(
-        part=part.index, key=part.key(), shards=tuple(shards), rows=tuple(rows), broken=tuple(broken)
-    ).to_json()
+        part=part.index, key=part.key(), shards=tuple(shards), rows=tuple(rows), broken=tuple(broken),
+        retry_above_s=min(retry_above_s, default=None),
+    ).to_json()  # fmt: skip
     folder.write(part.name, outcome.encode())
     yield Report(part.index, len(part.videos), outcome=outcome)
 

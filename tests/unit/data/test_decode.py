@@ -11,6 +11,7 @@ from PIL import Image
 from mgray.data.clip import ClipSpec, VideoInfo, Views, view_clips
 from mgray.data.decode.clips import decode_clip, decode_frames
 from mgray.data.decode.encode import encode_frames
+from mgray.data.decode.source_file import SourceFile
 from mgray.data.decode.transcode import level_size, transcode
 from mgray.data.shards.packets import StoredVideo
 from mgray.errors import VideoError
@@ -321,6 +322,17 @@ def test_waiting_for_a_core_does_not_count(stored):
         shown.append(number)
         time.sleep(0.11)
     assert shown == [3, 40, 70]
+
+
+def test_what_is_done_with_frames_is_no_decoding(source):
+    shown = 0
+    with SourceFile(str(source), 0.3) as file:
+        for _ in file.frames():
+            shown += 1
+            busy = time.thread_time()
+            while time.thread_time() - busy < 0.01:
+                pass
+    assert shown == 75
 
 
 def test_the_same_file_gives_the_same_packets(source, stored):
