@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 from rich.console import Console
-from rich.progress import Progress
 
 from mgray.attempts import Attempts
 from mgray.check import SHARDS_FOLDER, check_run, is_shards, run_folder, starts_afresh
@@ -26,10 +25,11 @@ from mgray.data.annotations import read_annotations
 from mgray.data.decode.limits import DECODE_LIMIT_S
 from mgray.data.feed import quiet_ray_data
 from mgray.data.ingest import LEVELS, IngestProgress, ingest
+from mgray.data.ingest_settings import VIDEOS_PER_SHARD
 from mgray.data.levels import levels_of
 from mgray.data.shards.manifest import MANIFEST, SOURCE, VERSION, Manifest
 from mgray.data.shards.shard_set import ShardSet
-from mgray.display import TrainDisplay, without_noise
+from mgray.display import IngestDisplay, TrainDisplay, without_noise
 from mgray.driver import start_driver
 from mgray.errors import ConfigError, TrainingError
 from mgray.jsonfile import write_json
@@ -218,24 +218,24 @@ def ingest_with_progress(
     videos: str = "",
     max_broken: float = 0.01,
     limit_s: float = DECODE_LIMIT_S,
+    videos_per_shard: int = VIDEOS_PER_SHARD,
     console: Console | None = None,
 ) -> Manifest:
-    """Ingest with a progress bar; starts a local Ray where none runs.
+    """Ingest with a progress bar, or a line now and then where there is no terminal; starts a local Ray where none runs.
 
     Raises:
         DataError: the source cannot be used, or too many of its videos are broken.
     """
     console = console or Console()
     read_annotations(source, val_fraction=val_fraction, videos=videos)
-    with ray_running(Run()), Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("ingest", total=None)
+    with ray_running(Run()), IngestDisplay(console) as display:
 
         def show(progress: IngestProgress) -> None:
-            bar.update(task, completed=progress.done, total=progress.total)
+            display.update(progress.done, progress.total, progress.broken)
 
         manifest = ingest(
             source, out, levels=levels, val_fraction=val_fraction, videos=videos, max_broken=max_broken, limit_s=limit_s,
-            on_progress=show,
+            videos_per_shard=videos_per_shard, on_progress=show,
         )  # fmt: skip
     if manifest.broken:
         first = manifest.broken[0]

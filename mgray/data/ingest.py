@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import itertools
 import json
 import logging
 import os
@@ -38,12 +37,13 @@ from mgray.data.decode.encode import CODEC
 from mgray.data.decode.limits import DECODE_LIMIT_S
 from mgray.data.files import sizes_of
 from mgray.data.ingest_part import WORK, Outcome, Part, Report, SourceVideo, encode_part, json_digest, plain_actions
+from mgray.data.ingest_settings import VIDEOS_PER_SHARD, check_settings
 from mgray.data.shards.index import SPLITS, content_digest, write_index
 from mgray.data.shards.manifest import MANIFEST, MULTI_LABEL_VERSION, SOURCE, VERSION, Broken, Level, Manifest
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.storage import Folder, answered, bare, one_line, unreadable
 from mgray.data.watch import TASK_RETRIES
-from mgray.errors import DataError
+from mgray.errors import DataError, VideoError
 
 _JOB = f"{WORK}/job.json"
 _MIN_SHARDS = 32
@@ -71,7 +71,7 @@ def ingest(
     levels: Sequence[int] = LEVELS,
     val_fraction: float = 0.2,
     videos: str = "",
-    videos_per_shard: int = 64,
+    videos_per_shard: int = VIDEOS_PER_SHARD,
     max_broken: float = 0.01,
     limit_s: float = DECODE_LIMIT_S,
     num_workers: int = 0,
@@ -99,7 +99,10 @@ def ingest(
         DataError: the source cannot be used, `out` holds something else, or too many videos are broken.
     """
     levels = tuple(levels)
-    _check_settings(levels, videos_per_shard, max_broken, num_workers)
+    check_settings(
+        levels, val_fraction=val_fraction, max_broken=max_broken, limit_s=limit_s, videos_per_shard=videos_per_shard,
+        num_workers=num_workers,
+    )  # fmt: skip
     if levels == SOURCE and "://" in (videos or source):
         raise DataError(
             "data.path",
@@ -113,14 +116,16 @@ def ingest(
     if videos:
         _check_apart(videos, out, folder)
     list_digest = json_digest([VERSION, levels, videos_per_shard, CODEC, _listing(annotations)])
+    place = [os.path.abspath(annotations.root)] if levels == SOURCE else []
     parts = _parts(videos or source, annotations, levels, limit_s, videos_per_shard)
     source_digest = json_digest([list_digest, [part.key() for part in parts]])
     try:
         if folder.exists(MANIFEST):
-            manifest = ShardSet.open(out).manifest
-            _check_same(out, manifest.source_digest == source_digest)
-            return manifest
-        _claim(folder, out, list_digest)
+            stored = ShardSet.open(out)
+            _check_same(out, stored.manifest.source_digest == source_digest)
+            _check_in_place(out, stored)
+            return stored.manifest
+        _claim(folder, out, json_digest([list_digest, *place]) if place else list_digest)
         outcomes = _stored_outcomes(folder, parts)
     except OSError as error:
         raise _unwritable(out, error) from None
@@ -147,28 +152,13 @@ def ingest(
             if report.outcome:
                 outcomes[report.part] = Outcome.from_json(report.outcome)
             notify()
-    manifest = _finish(
-        folder, bare(source), source_digest, annotations, levels,
-        [outcomes[part.index] for part in parts],
-    )  # fmt: skip
-    return manifest
-
-
-def _check_settings(levels: tuple[int, ...], videos_per_shard: int, max_broken: float, num_workers: int) -> None:
-    falling = all(finer > coarser for finer, coarser in itertools.pairwise(levels))
-    if levels != SOURCE and not (levels and falling and levels[-1] >= 2):
-        raise DataError(
-            "levels",
-            " ".join(map(str, levels)),
-            "are no falling short sides of at least 2 pixels",
-            "give e.g. 256 226 160",
-        )
-    if videos_per_shard < 1:
-        raise DataError("videos_per_shard", videos_per_shard, "must be at least 1", "give e.g. 64")
-    if not 0 <= max_broken <= 1:
-        raise DataError("max_broken", max_broken, "is outside [0, 1]", "give a share, e.g. 0.01")
-    if num_workers < 0:
-        raise DataError("num_workers", num_workers, "must not be negative", "give 0 for all CPUs")
+    try:
+        return _finish(
+            folder, bare(source), source_digest, annotations, levels,
+            [outcomes[part.index] for part in parts],
+        )  # fmt: skip
+    except OSError as error:
+        raise _unwritable(out, error) from None
 
 
 def _check_apart(source: str, out: str, folder: Folder) -> None:
@@ -183,6 +173,18 @@ def _check_same(out: str, same: bool) -> None:
         raise DataError(
             "out", out, "holds shards of other videos or settings", "give another folder, or delete this one first"
         )
+
+
+def _check_in_place(out: str, stored: ShardSet) -> None:
+    """Refuse to leave a set as it is whose passed-through videos are not where they were."""
+    for split in SPLITS if stored.is_passthrough else ():
+        try:
+            stored.video(split, 0, frames=[0])
+        except VideoError as error:
+            raise DataError(
+                "out", out, f"its packet tables are of videos that were elsewhere ({error.value!r} {error.problem})",
+                "delete this folder first, or give another",
+            ) from None  # fmt: skip
 
 
 def _check_broken(source: str, broken: Sequence[Broken], total: int, max_broken: float) -> None:
@@ -334,7 +336,11 @@ def _finish(
     levels: tuple[int, ...],
     outcomes: Sequence[Outcome],
 ) -> Manifest:
-    """Write index and manifest, and remove what only an unfinished job needs."""
+    """Write index and manifest, and remove what only an unfinished job needs.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     rows = [row for outcome in outcomes for row in outcome.rows]
     counts = {split: sum(row.split == split for row in rows) for split in SPLITS}
     for split, count in counts.items():
