@@ -29,12 +29,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.data
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
 from mgray.data.annotations import Annotations, read_annotations
 from mgray.data.decode.encode import CODEC
 from mgray.data.decode.limits import DECODE_LIMIT_S
+from mgray.data.feed import own_error
 from mgray.data.files import sizes_of
 from mgray.data.ingest_part import WORK, Outcome, Part, Report, SourceVideo, encode_part, json_digest, plain_actions
 from mgray.data.ingest_settings import VIDEOS_PER_SHARD, check_settings
@@ -276,7 +277,7 @@ def _run(folder: Folder, parts: Sequence[Part], num_workers: int) -> Generator[R
     """Encode the parts on the cluster; their reports as they come.
 
     Raises:
-        DataError: their processes die again and again.
+        DataError: their processes die again and again, or have no room for copies of videos.
     """
     if not parts:
         return
@@ -304,6 +305,8 @@ def _run(folder: Folder, parts: Sequence[Part], num_workers: int) -> Generator[R
         for table in reports.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             yield from (Report(**row) for row in table.to_pylist())
+    except RayTaskError as error:
+        raise own_error(error) from None
     except (WorkerCrashedError, OutOfMemoryError):
         raise DataError(
             "data.path", parts[0].source, f"a process that encodes its videos died {TASK_RETRIES + 1} times",

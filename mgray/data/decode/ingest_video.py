@@ -32,6 +32,7 @@ def ingest_video(source: str, location: str, levels: tuple[int, ...], *, limit_s
         SlowVideoError: it takes too long.
         UnreadVideoError: it cannot be read, also by other means than FFmpeg.
         VideoError: as `transcode`.
+        DataError: there is no room for a copy of it.
         OSError: it cannot be fetched, or its file system does not answer.
     """
     if "://" in source:

@@ -83,7 +83,9 @@ def _decodes_alone(video: StoredVideo, sums: Sequence[int]) -> bool:
     lasts = [end - 1 for end in [*starts[1:], len(sums)]]
     tried = [range(lasts[0] + 1), *([last] for last in lasts[1:]), lasts[:2]]
     try:
-        return all(_checksum(frame) == sums[number] for frames in tried for number, frame in decode_frames(video, frames))
+        return all(
+            _checksum(frame) == sums[number] for frames in tried for number, frame in decode_frames(video, frames)
+        )
     except VideoError:
         return False
 

@@ -23,6 +23,7 @@ from mgray.data.decode import source_file
 from mgray.data.decode.encode import encode_frames
 from mgray.data.decode.ingest_video import ingest_video
 from mgray.data.files import sizes_of
+from mgray.data.shards import shard_set
 from mgray.data.shards.manifest import MANIFEST, SOURCE
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.storage import Folder, Readers, fetched
@@ -177,6 +178,34 @@ def test_a_bucket_of_videos_that_does_not_answer_is_one_line(handler: Hanging) -
     handler.hangs = 99
     with pytest.raises(DataError, match=r"data.path = 'fake:///videos': cannot be read .no answer"):
         read_annotations("fake:///videos")
+
+
+def test_a_shard_whose_opening_hangs_is_opened_again(
+    handler: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, train=2, val=1)
+    readers = Readers(4, limit_s=LIMIT_S, attempts=3, backoff_s=0.01)
+    monkeypatch.setattr(shard_set, "_readers", lambda: readers)
+    monkeypatch.setattr(storage, "_OPENING_S", 0.05)
+    shards = ShardSet.open(f"fake://{tmp_path}/set")
+    shards.info("train", 0)
+    handler.asked, handler.hangs = 0, 1
+    assert shards.video("train", 0).source.num_frames == 10
+    assert shards.video("train", 1).source.num_frames == 11
+    assert handler.asked == 2
+
+
+def test_no_room_for_a_copy_is_not_the_address_s_fault(
+    handler: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"content")
+    full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - `fetched` closes it
+    monkeypatch.setattr(storage.tempfile, "NamedTemporaryFile", lambda **_: full)
+    with (
+        pytest.raises(DataError, match=r"^TMPDIR = .*cannot hold a copy of fake://.*video.mp4 .*No space left"),
+        fetched("fake:///", f"fake://{tmp_path}/video.mp4"),
+    ):
+        pass
 
 
 def test_a_local_manifest_that_hangs_is_one_line(pipe: Path) -> None:
