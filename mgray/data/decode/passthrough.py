@@ -71,7 +71,9 @@ def _indexed(
     )  # fmt: skip
     ends = video.offsets + video.sizes
     inside = video.offsets.min() >= 0 and ends.max() <= video.file_bytes and bool(video.key.any())
-    return video if inside else None
+    if not inside or any(zlib.crc32(video.packet(place)) != packet.checksum for place, packet in enumerate(packets)):
+        return None
+    return video
 
 
 def _decodes_alone(video: StoredVideo, sums: Sequence[int]) -> bool:

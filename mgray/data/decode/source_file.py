@@ -7,6 +7,7 @@ import functools
 import os
 import stat
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ _FORMATS = (
 _LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 """Titles that are no text are passed over; PyAV 19 has no such option."""
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+_BLOCK_HEAD = 4
+"""Bytes of a Matroska block before its frame: track, time and flags. FFmpeg gives the place of the block."""
 _CUT_OFF = 0.9
 """A file that yields less than this share of its declared time is taken as cut off."""
 
@@ -43,6 +46,8 @@ class SourcePacket:
 
     offset: int
     size: int
+    checksum: int
+    """CRC-32 of its bytes as the decoder takes them, which need not be those at that place."""
     key: bool
     reference: bool
 
@@ -63,6 +68,7 @@ class SourceFile(contextlib.AbstractContextManager["SourceFile"]):
         context = self._stream.codec_context
         context.thread_count = 1
         context.copy_opaque = True
+        self._block_head = _BLOCK_HEAD if "matroska" in self._container.format.name.split(",") else 0
         self.codec = (context.codec.name, context.extradata or b"")
 
     def __exit__(self, *exception: object) -> None:
@@ -117,8 +123,8 @@ class SourceFile(contextlib.AbstractContextManager["SourceFile"]):
         reference = True
         if self.codec[0] == "h264":
             reference = is_reference(memoryview(packet), self._nal_length)
-        offset = -1 if packet.pos is None else packet.pos
-        self.packets.append(SourcePacket(offset, packet.size, packet.is_keyframe, reference))
+        offset = -1 if packet.pos is None else packet.pos + self._block_head
+        self.packets.append(SourcePacket(offset, packet.size, zlib.crc32(packet), packet.is_keyframe, reference))
 
     @functools.cached_property
     def _nal_length(self) -> int:
