@@ -84,6 +84,7 @@ def train(run: Run, *, verbose: bool = False, console: Console | None = None) ->
         shards = open_data(run, console)
         plan = Plan.compile(run.plan, shards.num_samples("train"))
         _warn_of_upscaling(run, shards, console)
+        _warn_of_memory(run, plan, console)
         if run.model.init and starts_afresh(run):
             console.print(f"{run.name}: {initial_line(run.model, len(shards.classes))}", soft_wrap=True)
         with in_progress(folder):
@@ -256,6 +257,19 @@ def _warn_of_upscaling(run: Run, shards: ShardSet, console: Console) -> None:
         console.print(
             f"mgray: warning: plan.crop = {run.plan.crop} is larger than the short side of some videos ({smallest} pixels); "
             "they are enlarged, a smaller --plan.crop trains faster on the same detail",
+            soft_wrap=True,
+        )
+
+
+def _warn_of_memory(run: Run, plan: Plan, console: Console) -> None:
+    largest = plan.step_at(
+        plan.num_steps - 1
+    ).shape  # voxels are nearly the same in all, and the last has the base shape
+    share_gib = 3 * largest.clips * largest.clip.voxels / run.scale.min_workers / 2**30
+    if 2 * share_gib > run.feed.ahead_gib:
+        console.print(
+            f"mgray: warning: feed.ahead_gib = {run.feed.ahead_gib:g} is less than a worker's clips of two steps ({2 * share_gib:.2g} GiB), "
+            f"the least that a pipeline has; two of them are open at once, {4 * share_gib:.2g} GiB a worker",
             soft_wrap=True,
         )
 
