@@ -20,6 +20,8 @@ from mgray.data.shards.packets import StoredVideo
 from mgray.data.storage import MappedFile
 from mgray.errors import VideoError
 
+_UPSIDE_DOWN = -1
+
 
 def index_packets(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Ingested:
     """A source file as a table of its own packets, which stay where they are.
@@ -41,7 +43,7 @@ def index_packets(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Ingested:
         packets, codec = source.packets, source.codec
         info, probe = source.finish()
     video = _indexed(path, info, codec, packets, shown, turns)
-    if video is None or not _decodes_alone(video, sums):
+    if video is None or _UPSIDE_DOWN in sums or not _decodes_alone(video, sums):
         return transcode(path, (min(info.width, info.height),), limit_s=limit_s)
     return Ingested((dataclasses.replace(video, data=memoryview(b"")),), probe)
 
@@ -94,5 +96,7 @@ def _decodes_alone(video: StoredVideo, sums: Sequence[int]) -> bool:
 
 def _checksum(frame: VideoFrame) -> int:
     plane = frame.planes[0]
+    if plane.line_size < 0:  # its rows lie from the bottom to the top (AMV): no clip can be cut out of it
+        return _UPSIDE_DOWN
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width]
     return zlib.crc32(rows.tobytes())
