@@ -266,7 +266,7 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range, decoders: int) 
 def _watch(call: str, step: int) -> Watch | None:
     """Of a task that begins with a step, on this node; none where nothing can be written."""
     try:
-        return Watch(Folder.of(tempfile.gettempdir()), f"mgray-{call}-{step}.json", call)
+        return Watch(Folder.of(tempfile.gettempdir()), f"mgray-{call}-{step}.watch", call)
     except OSError:
         return None
 

@@ -4,7 +4,7 @@ Each task encodes the videos of one shard and records what came of it, so a job 
 
     .ingest/job.json      which list of videos and which settings the folder is for
     .ingest/00000.json    a finished shard: its checksum, index rows and broken videos
-    .ingest/00000.watch.json   an unfinished one: which videos its attempts died of
+    .ingest/00000.watch   an unfinished one: which videos its attempts died of
 
 The first two are written after what they describe, and go when the manifest is in place.
 """

@@ -58,7 +58,7 @@ class Part:
     @property
     def watch_name(self) -> str:
         """The path of what its attempts leave for each other."""
-        return f"{WORK}/{self.index:05d}.watch.json"
+        return f"{WORK}/{self.index:05d}.watch"
 
     def key(self) -> str:
         """Identifies the files and settings that the shard is made from."""
@@ -182,6 +182,7 @@ def _encode(folder: Folder, part: Part, watch: Watch) -> Iterator[Report]:
         retry_above_s=min(retry_above_s, default=None),
     ).to_json()  # fmt: skip
     folder.write(part.name, outcome.encode())
+    watch.end()
     yield Report(part.index, len(part.videos), outcome=outcome)
 
 

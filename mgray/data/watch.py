@@ -1,7 +1,7 @@
 """Videos whose decoding ends the process: what the attempts of a task leave for each other.
 
 The first attempt writes one small file. An attempt that finds it knows that the one before it ended without a word; it, and those
-after it, write down each video before they begin with it, and leave out what has ended two of them.
+after it, write down each video before they begin with it, and leave out what has ended three of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mgray.errors import VideoError
 
 TASK_RETRIES = 8
 """Times that a task whose process dies is tried again; Ray Data alone tries for ever."""
-ENDS = 2
-"""Processes that a video ends before it is left out: one may have been ended from outside while it was decoded."""
+ENDS = 3
+"""Processes that a video may end before it is left out: some may have been ended from outside, or for others' memory."""
 CRASHES = f"ended {ENDS} processes that decoded it (its decoder crashes, or memory runs out)"
 
 
@@ -30,7 +30,8 @@ class Watch:
         Args:
             folder: where all attempts look.
             name: the task's file in it.
-            call: what the attempts have in common; a file of another call says nothing.
+            call: what the attempts have in common. That of another call may have been ended by its user: of it only those videos
+                count that had ended attempts before.
 
         Raises:
             OSError: the file cannot be read or written.
@@ -61,12 +62,11 @@ class Watch:
     def _take_up(self) -> bool:
         try:
             found = json.loads(self._folder.read(self._name).to_pybytes())
-            if found["call"] != self._call:
-                return False
-            self._ended = [*found["ended"], *([found["at"]] if found["at"] else [])]
+            same = bool(found["call"] == self._call)
+            self._ended = [*found["ended"], *([found["at"]] if same and found["at"] else [])]
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, half-written, or something else
             return False
-        return True
+        return same or bool(self._ended)
 
     def _write(self, video: str) -> None:
         record = {"call": self._call, "ended": self._ended, "at": video}

@@ -182,7 +182,7 @@ def test_a_video_that_crashes_its_decoder_is_left_out(videos, tmp_path, monkeypa
 
     monkeypatch.setattr(module, "encode_part", encode_part)
     out = str(tmp_path / "shards")
-    with pytest.raises(DataError, match=r"1 of 24 videos are broken.*run/3.mp4 .ended 2 processes that decoded it"):
+    with pytest.raises(DataError, match=r"1 of 24 videos are broken.*run/3.mp4 .ended 3 processes that decoded it"):
         ingest(str(videos), out)
     assert [item.path for item in ingest(str(videos), out, max_broken=0.1).broken] == ["run/3.mp4"]
 

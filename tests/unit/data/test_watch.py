@@ -41,7 +41,7 @@ def part(tmp_path: Path) -> Part:
     return Part(index=0, levels=(32,), limit_s=60.0, source=str(tmp_path / "videos"), videos=tuple(videos))
 
 
-@pytest.mark.parametrize("fatal", [(), ("a/0.mp4",), ("a/1.mp4", "a/5.mp4"), ("a/2.mp4", "a/3.mp4", "a/4.mp4")])
+@pytest.mark.parametrize("fatal", [(), ("a/0.mp4",), ("a/1.mp4", "a/5.mp4")])
 def test_ingest_leaves_out_what_ends_its_processes(
     part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fatal: tuple[str, ...]
 ) -> None:
@@ -61,11 +61,30 @@ def test_ingest_leaves_out_what_ends_its_processes(
     assert len(outcome.rows) == 6 - len(fatal)
 
 
+def test_more_than_the_attempts_of_one_ingest_can_tell_are_left_out_by_the_next(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fatal, whole = {"a/0.mp4", "a/2.mp4", "a/3.mp4", "a/4.mp4"}, Part.read
+
+    def read(self: Part, video: SourceVideo) -> Ingested:
+        if video.path in fatal:
+            raise Died
+        return whole(self, video)
+
+    monkeypatch.setattr(Part, "read", read)
+    folder = Folder.of(str(tmp_path / "out"))
+    with pytest.raises(AssertionError, match="given up"):
+        attempts(lambda: list(encode_part(folder, part, "this")))
+    reports, _ = attempts(lambda: list(encode_part(folder, part, "next")))
+    assert {item.path for item in Outcome.from_json(reports[-1].outcome).broken} == fatal
+    assert not list((tmp_path / "out").rglob("*.watch"))
+
+
 def test_what_is_stopped_from_outside_is_not_blamed(
     part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once while it works on a video, and over and over by the user, who starts it again."""
-    whole, stops = Part.read, 2
+    whole, stops = Part.read, ENDS
 
     def read(self: Part, video: SourceVideo) -> Ingested:
         nonlocal stops
@@ -77,7 +96,7 @@ def test_what_is_stopped_from_outside_is_not_blamed(
     monkeypatch.setattr(Part, "read", read)
     folder = Folder.of(str(tmp_path / "out"))
     reports, died = attempts(lambda: list(encode_part(folder, part, "this")))
-    assert died == 2 and not Outcome.from_json(reports[-1].outcome).broken
+    assert died == ENDS and not Outcome.from_json(reports[-1].outcome).broken
     for call in range(4):
         stops = 1
         with pytest.raises(Died):
