@@ -116,6 +116,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
             "--limit-s",
             "--val-fraction",
             "--max-broken",
+            "--videos-per-shard",
         ],
         ["--action", "--path", "--json"],
         ["--name", "--storage", "--track", "--verbose"],
