@@ -78,12 +78,13 @@ _CURRENT: ContextVar[Watch | None] = ContextVar("current", default=None)
 
 @contextlib.contextmanager
 def watched(watch: Watch | None) -> Iterator[None]:
-    """As long as the context lasts, `watch` hears of the videos that this thread begins with."""
+    """As long as the context lasts, `watch` hears of the videos that this thread begins with, as far as it can write that down."""
     token = _CURRENT.set(watch)
     try:
         yield
         if watch is not None:
-            watch.begin("")
+            with contextlib.suppress(OSError):
+                watch.begin("")
     finally:
         _CURRENT.reset(token)
 
@@ -99,4 +100,5 @@ def begin(video: str) -> None:
         return
     if watch.refuses(video):
         raise VideoError("data.path", video, CRASHES, "repair the file, or take it out of the data")
-    watch.begin(video)
+    with contextlib.suppress(OSError):
+        watch.begin(video)

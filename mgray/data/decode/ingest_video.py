@@ -74,10 +74,11 @@ def _worked(work: Callable[[], Ingested], path: str, limit_s: float) -> Ingested
 
     readers = _readers()
     future = readers.submit(begin)
-    busy_s, since = 0.0, time.monotonic()
+    look_s = min(_LOOK_S, READ_LIMIT_S / 2)
+    busy_s = idle_s = 0.0  # counted in looks: a process that is halted for a while does neither
     while True:
         try:
-            return future.result(min(_LOOK_S, READ_LIMIT_S / 2))
+            return future.result(look_s)
         except TimeoutError:
             if future.done():
                 raise
@@ -85,12 +86,11 @@ def _worked(work: Callable[[], Ingested], path: str, limit_s: float) -> Ingested
         if started:
             clock, first = started[0]
             busy_s = time.clock_gettime(clock) - first
-        if busy_s > before_s:
-            since = time.monotonic()
+        idle_s = 0.0 if busy_s > before_s else idle_s + look_s
         if busy_s > WORK_LIMITS * limit_s:
             readers.leave(future)
             raise slow(path, f"takes more than {WORK_LIMITS * limit_s:g} s to decode and store")
-        if time.monotonic() - since > READ_LIMIT_S:
+        if idle_s > READ_LIMIT_S:
             readers.leave(future)
             raise TimeoutError(f"no answer within {READ_LIMIT_S:g} s")
 

@@ -246,7 +246,6 @@ def test_a_source_whose_file_system_hangs_is_given_up(tmp_path: Path, monkeypatc
 def test_work_that_never_ends_is_the_videos_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FFmpeg cannot be interrupted either; that it works tells it from a disk that does not answer."""
     monkeypatch.setattr(ingest_module, "_LOOK_S", 0.02)
-    monkeypatch.setattr(ingest_module, "READ_LIMIT_S", 0.3)
     ended = threading.Event()
 
     def endless(path: str, **_: object) -> None:
