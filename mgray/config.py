@@ -235,7 +235,8 @@ class FeedSection:
     ahead: int = 32
     """Steps of one decoding pipeline; the next is opened when half of one is used up."""
     ahead_gib: float = 1.0
-    """Memory in GiB that the clips of one pipeline may take; a pipeline is shorter where its steps are large."""
+    """Memory in GiB that the clips of one pipeline may take, of which two are open at once for each worker; a pipeline is shorter where its
+    steps are large, but of 2 steps at least."""
 
     def __post_init__(self) -> None:
         _require(self.ahead_gib > 0, "feed.ahead_gib", self.ahead_gib, "must be positive", "give e.g. 1")

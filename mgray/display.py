@@ -112,6 +112,39 @@ class TrainDisplay:
             self._console.print(f"{self._title}: {100 * done:.0f} %  {text}", soft_wrap=True)
 
 
+class IngestDisplay:
+    """A bar that counts videos; without a terminal, a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("ingest", total=None)
+        self._line_at = self._began = time.monotonic()
+        self._first: int | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int, broken: int) -> None:
+        """Show how many videos are done, those of earlier calls and broken ones included."""
+        self._bar.update(self._task, completed=done, total=total)
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._began = done, now
+        if self._console.is_terminal or now - self._line_at < LINE_EVERY_S:
+            return
+        self._line_at = now
+        rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
+        left = f", {datetime.timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+        self._console.print(f"ingest: {done:,} of {total:,} videos, {broken:,} of them broken{left}", soft_wrap=True)
+
+
 def ctl_tree(status: dict[str, Any]) -> dict[str, Any]:
     """A driver's status as plain values for a program."""
     shown = (
@@ -148,7 +181,11 @@ def print_shards(shards: ShardSet, console: Console | None = None) -> None:
     table.add_row("videos", f"{found['videos']['train']:,} to train on, {found['videos']['val']:,} to validate on")
     several = ", any number of them a video" if found["multi_label"] else ""
     table.add_row("classes", f"{found['classes']:,}{several}")
-    table.add_row("length", f"{found['frames']:,} frames, {datetime.timedelta(seconds=round(found['seconds']))}")
+    table.add_row(
+        "length",
+        f"{found['frames']:,} frames, {datetime.timedelta(seconds=round(found['seconds']))}; "
+        f"{found['shortest_s']:g} to {found['longest_s']:g} s a video",
+    )
     kinds = (f"{count:,} {name}" for key in ("source_codecs", "pixel_formats") for name, count in found[key].items())
     table.add_row("sources", f"{decimal(found['source_bytes'])}; {', '.join(kinds)}")
     for level in found["levels"]:
@@ -157,6 +194,8 @@ def print_shards(shards: ShardSet, console: Console | None = None) -> None:
             "packet tables" if level["level"] == "source" else f"level {level['level']}",
             f"{level['videos']:,} videos, {decimal(level['bytes'])} ({share:.2f} of the sources) in {level['shards']:,} files",
         )
+    if found["encoded_anew"]:
+        table.add_row("encoded anew", f"{found['encoded_anew']:,} videos whose own packets cannot be passed through")
     if found["broken"]:
         table.add_row("left out", "\n".join(f"{item['path']}: {item['reason']}" for item in found["broken"][:10]))
     console.print(table)

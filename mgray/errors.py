@@ -46,6 +46,14 @@ class VideoError(DataError):
     """One video cannot be opened or decoded."""
 
 
+class SlowVideoError(VideoError):
+    """One video does not decode within the time that is allowed."""
+
+
+class UnreadVideoError(VideoError):
+    """One video cannot be read at present: its disk, or the network that it is on, fails."""
+
+
 class CheckpointError(FieldError):
     """A checkpoint is missing, cut off, or belongs to another plan or model."""
 

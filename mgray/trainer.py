@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 from rich.console import Console
-from rich.progress import Progress
 
 from mgray.attempts import Attempts
 from mgray.check import SHARDS_FOLDER, check_amendments, check_run, is_shards, run_folder, starts_afresh
@@ -27,10 +26,11 @@ from mgray.data.annotations import read_annotations
 from mgray.data.decode.limits import DECODE_LIMIT_S
 from mgray.data.feed import quiet_ray_data
 from mgray.data.ingest import LEVELS, IngestProgress, ingest
+from mgray.data.ingest_settings import VIDEOS_PER_SHARD
 from mgray.data.levels import levels_of
 from mgray.data.shards.manifest import MANIFEST, SOURCE, VERSION, Manifest
 from mgray.data.shards.shard_set import ShardSet
-from mgray.display import TrainDisplay, without_noise
+from mgray.display import IngestDisplay, TrainDisplay, without_noise
 from mgray.driver import start_driver
 from mgray.errors import CheckpointError, ConfigError, MgrayError, TrainingError
 from mgray.jsonfile import write_json
@@ -96,6 +96,7 @@ def train(
         shards = open_data(run, console)
         plan = Plan.compile(run.plan, shards.num_samples("train"))
         _warn_of_upscaling(run, shards, console)
+        _warn_of_memory(run, plan, console)
         if run.model.init and starts_afresh(run):
             console.print(f"{run.name}: {initial_line(run.model, len(shards.classes))}", soft_wrap=True)
         with in_progress(folder), _last_words(run, folder, console):
@@ -259,24 +260,24 @@ def ingest_with_progress(
     videos: str = "",
     max_broken: float = 0.01,
     limit_s: float = DECODE_LIMIT_S,
+    videos_per_shard: int = VIDEOS_PER_SHARD,
     console: Console | None = None,
 ) -> Manifest:
-    """Ingest with a progress bar; starts a local Ray where none runs.
+    """Ingest with a progress bar, or a line now and then where there is no terminal; starts a local Ray where none runs.
 
     Raises:
         DataError: the source cannot be used, or too many of its videos are broken.
     """
     console = console or Console()
     read_annotations(source, val_fraction=val_fraction, videos=videos)
-    with ray_running(Run()), Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("ingest", total=None)
+    with ray_running(Run()), IngestDisplay(console) as display:
 
         def show(progress: IngestProgress) -> None:
-            bar.update(task, completed=progress.done, total=progress.total)
+            display.update(progress.done, progress.total, progress.broken)
 
         manifest = ingest(
             source, out, levels=levels, val_fraction=val_fraction, videos=videos, max_broken=max_broken, limit_s=limit_s,
-            on_progress=show,
+            videos_per_shard=videos_per_shard, on_progress=show,
         )  # fmt: skip
     if manifest.broken:
         first = manifest.broken[0]
@@ -297,6 +298,19 @@ def _warn_of_upscaling(run: Run, shards: ShardSet, console: Console) -> None:
         console.print(
             f"mgray: warning: plan.crop = {run.plan.crop} is larger than the short side of some videos ({smallest} pixels); "
             "they are enlarged, a smaller --plan.crop trains faster on the same detail",
+            soft_wrap=True,
+        )
+
+
+def _warn_of_memory(run: Run, plan: Plan, console: Console) -> None:
+    largest = plan.step_at(
+        plan.num_steps - 1
+    ).shape  # voxels are nearly the same in all, and the last has the base shape
+    share_gib = 3 * largest.clips * largest.clip.voxels / run.scale.min_workers / 2**30
+    if 2 * share_gib > run.feed.ahead_gib:
+        console.print(
+            f"mgray: warning: feed.ahead_gib = {run.feed.ahead_gib:g} is less than a worker's clips of two steps ({2 * share_gib:.2g} GiB), "
+            f"the least that a pipeline has; two of them are open at once, {4 * share_gib:.2g} GiB a worker",
             soft_wrap=True,
         )
 

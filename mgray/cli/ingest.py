@@ -32,17 +32,19 @@ class IngestArguments:
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Encode a few videos to estimate size and time, and write nothing."""
     limit_s: float = 600.0
-    """Seconds of decoding after which a video counts as broken."""
+    """Seconds of CPU time of decoding after which a video counts as broken; one that was is tried again under a higher limit."""
     val_fraction: float = 0.2
     """Share of the videos held out for validation where the source names no split."""
     max_broken: float = 0.01
     """Share of videos that may fail to decode: they are left out and listed, above it is an error."""
+    videos_per_shard: int = 64
+    """Videos in a file of the shards, which one task makes, at most; below 2,048 videos fewer, 8 at least: give less to use more cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsArguments:
     action: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ACTION")] = ""
-    """`info` shows what a folder of shards holds, `verify` reads every file and compares its checksum."""
+    """`info` shows what a folder of shards holds, `verify` reads every file and compares its checksum, and looks for videos that are passed through."""
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = ""
     """Shards from `mgray ingest`, in a folder or at an address such as s3://bucket/shards."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -53,9 +55,13 @@ def _ingest(arguments: Sequence[str]) -> None:
     command = parse(IngestArguments, arguments, INGEST)
     demand("SOURCE", command.source, "mgray ingest SOURCE OUT")
     demand("OUT", command.out, "mgray ingest SOURCE OUT")
-    if not command.limit_s > 0:
-        raise ConfigError("limit_s", command.limit_s, "must be positive", "give seconds, e.g. 600")
     levels = _levels(command)
+    from mgray.data.ingest_settings import check_settings
+
+    check_settings(
+        levels, val_fraction=command.val_fraction, max_broken=command.max_broken, limit_s=command.limit_s,
+        videos_per_shard=command.videos_per_shard,
+    )  # fmt: skip
     if command.dry_run:
         from mgray.data.estimate import estimate
         from mgray.display import print_estimate
@@ -75,6 +81,7 @@ def _ingest(arguments: Sequence[str]) -> None:
         videos=command.videos,
         max_broken=command.max_broken,
         limit_s=command.limit_s,
+        videos_per_shard=command.videos_per_shard,
     )
 
 
@@ -88,6 +95,10 @@ def _levels(command: IngestArguments) -> tuple[int, ...]:
 
         run = workload(command.workload)
         return levels_of(run.plan, run.data.enlarge)
+    if command.levels == ("0",):
+        raise ConfigError(
+            "levels", "0", "is no short side", "give e.g. --levels 256 226 160, or --passthrough to store no copies"
+        )
     try:
         return tuple(int(level) for level in command.levels)
     except ValueError:

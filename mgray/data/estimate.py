@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from mgray.data.annotations import read_annotations
 from mgray.data.decode.ingest_video import ingest_video
+from mgray.data.decode.limits import DECODE_LIMIT_S
 from mgray.data.files import sizes_of
+from mgray.data.ingest_settings import check_settings
 from mgray.data.shards.manifest import Broken, level_name
 from mgray.data.storage import unreadable
 from mgray.errors import VideoError
@@ -39,7 +41,7 @@ def estimate(
     *,
     val_fraction: float = 0.2,
     videos: str = "",
-    limit_s: float = 600.0,
+    limit_s: float = DECODE_LIMIT_S,
     budget_s: float = _BUDGET_S,
 ) -> Estimate:
     """Encode videos that are spread over the list, as many as `budget_s` seconds allow and at most 32, and write nothing.
@@ -48,8 +50,9 @@ def estimate(
         levels: as for `ingest`.
 
     Raises:
-        DataError: the source cannot be used.
+        DataError: the source, or a setting, cannot be used.
     """
+    check_settings(levels, val_fraction=val_fraction, limit_s=limit_s)
     annotations = read_annotations(source, val_fraction=val_fraction, videos=videos)
     locations = [annotations.locate(sample) for sample in annotations.samples]
     remote = annotations.remote_bytes

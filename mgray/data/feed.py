@@ -16,8 +16,10 @@ import logging
 import math
 import queue
 import statistics
+import tempfile
 import threading
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +31,13 @@ import ray
 import ray.data
 import ray.train
 from ray.data import TaskPoolStrategy
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from mgray.config import FeedSection
 from mgray.data.source import Block, Blocks, ClipSource, Fault
-from mgray.errors import MgrayError
+from mgray.data.storage import Folder
+from mgray.data.watch import TASK_RETRIES, Watch, watched
+from mgray.errors import MgrayError, TrainingError
 from mgray.plan.overlap import pipelines
 
 ROW_BYTES = 8 << 20
@@ -41,8 +45,6 @@ ROW_BYTES = 8 << 20
 MAX_STEPS_PER_ROW = 8
 MARGIN = 1.25
 """Decoders are provided for this many times the rate of training."""
-TASK_RETRIES = 8
-"""Times that a decode task whose process dies is tried again; Ray Data alone tries for ever, also a video that crashes the decoder."""
 _PACE_STEPS = 32
 NODE_LABEL = "ray.io/node-id"
 """Label that Ray gives each node."""
@@ -180,6 +182,12 @@ class _Pipeline:
     def take(self) -> Block | None:
         """The next step's block, or None where this rank has no clip in it; waits for it."""
         item = self._queue.get()
+        if isinstance(item, (WorkerCrashedError, OutOfMemoryError)):
+            raise TrainingError(
+                "step", self._next, f"a process that decodes it, or one of the {self.steps.stop - self._next - 1} steps after it, "
+                f"died {TASK_RETRIES + 1} times",
+                "see Ray's logs for the reason; where memory ran out, use fewer --feed.decoders or a smaller --feed.ahead-gib",
+            ) from item  # fmt: skip
         if isinstance(item, BaseException):
             raise own_error(item) from item
         assert item is not _END, f"the feed ended before step {self._next}"
@@ -226,18 +234,21 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range, decoders: int) 
     context.target_max_block_size = context.target_min_block_size = 1
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
-    ref = ray.put(source)
+    ref, call = ray.put(source), uuid.uuid4().hex
 
     def decode(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         import torch
 
         torch.set_num_threads(1)  # tasks run beside each other, not threads
-        shared = ray.get(ref)
+        shared, watch = ray.get(ref), _watch(call, int(batch["step"][0]))
         for first in range(0, len(batch["step"]), per_row):
             steps = [int(step) for step in batch["step"][first : first + per_row]]
             started = time.perf_counter()
-            row = _row_of(steps, [shared.block(step, rank, world_size) for step in steps])
+            with watched(watch):
+                row = _row_of(steps, [shared.block(step, rank, world_size) for step in steps])
             yield row | {"decode_s": np.array([time.perf_counter() - started])}
+        if watch is not None:
+            watch.end()
 
     # Decoding reserves no CPUs: where training holds all of a cluster's, it would wait for ever.
     decoded = dataset.map_batches(
@@ -250,6 +261,14 @@ def _dataset(shard: GridShard, source: ClipSource, steps: range, decoders: int) 
         fallback_strategy=[{"label_selector": {}}] if shard.node_id else None,
     )
     return cast(ray.data.Dataset, decoded)
+
+
+def _watch(call: str, step: int) -> Watch | None:
+    """Of a task that begins with a step, on this node; none where nothing can be written."""
+    try:
+        return Watch(Folder.of(tempfile.gettempdir()), f"mgray-{call}-{step}.watch", call)
+    except OSError:
+        return None
 
 
 def _row_of(steps: Sequence[int], blocks: Sequence[Block | None]) -> dict[str, np.ndarray]:

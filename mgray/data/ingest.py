@@ -4,8 +4,9 @@ Each task encodes the videos of one shard and records what came of it, so a job 
 
     .ingest/job.json      which list of videos and which settings the folder is for
     .ingest/00000.json    a finished shard: its checksum, index rows and broken videos
+    .ingest/00000.watch   an unfinished one: which videos its attempts died of
 
-Both are written after what they describe, and go when the manifest is in place.
+The first two are written after what they describe, and go when the manifest is in place.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import itertools
 import json
 import logging
 import os
 import pickle
+import uuid
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,17 +29,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.data
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
 
 from mgray.data.annotations import Annotations, read_annotations
 from mgray.data.decode.encode import CODEC
 from mgray.data.decode.limits import DECODE_LIMIT_S
+from mgray.data.feed import own_error
 from mgray.data.files import sizes_of
 from mgray.data.ingest_part import WORK, Outcome, Part, Report, SourceVideo, encode_part, json_digest, plain_actions
+from mgray.data.ingest_settings import VIDEOS_PER_SHARD, check_settings
 from mgray.data.shards.index import SPLITS, content_digest, write_index
 from mgray.data.shards.manifest import MANIFEST, MULTI_LABEL_VERSION, SOURCE, VERSION, Broken, Level, Manifest
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.storage import Folder, answered, bare, one_line, unreadable
-from mgray.errors import DataError
+from mgray.data.watch import TASK_RETRIES
+from mgray.errors import DataError, VideoError
 
 _JOB = f"{WORK}/job.json"
 _MIN_SHARDS = 32
@@ -65,7 +72,7 @@ def ingest(
     levels: Sequence[int] = LEVELS,
     val_fraction: float = 0.2,
     videos: str = "",
-    videos_per_shard: int = 64,
+    videos_per_shard: int = VIDEOS_PER_SHARD,
     max_broken: float = 0.01,
     limit_s: float = DECODE_LIMIT_S,
     num_workers: int = 0,
@@ -85,7 +92,7 @@ def ingest(
         videos: the folder that the videos of a list lie in, where it is not the list's.
         videos_per_shard: videos in a shard file; fewer in a small dataset.
         max_broken: share of broken videos above which there is an error.
-        limit_s: seconds of decoding after which a video counts as broken.
+        limit_s: seconds of CPU time of decoding after which a video counts as broken.
         num_workers: tasks at once; 0 takes every CPU of the cluster.
         on_progress: called as shards come in.
 
@@ -93,7 +100,10 @@ def ingest(
         DataError: the source cannot be used, `out` holds something else, or too many videos are broken.
     """
     levels = tuple(levels)
-    _check_settings(levels, videos_per_shard, max_broken, num_workers)
+    check_settings(
+        levels, val_fraction=val_fraction, max_broken=max_broken, limit_s=limit_s, videos_per_shard=videos_per_shard,
+        num_workers=num_workers,
+    )  # fmt: skip
     if levels == SOURCE and "://" in (videos or source):
         raise DataError(
             "data.path",
@@ -107,14 +117,16 @@ def ingest(
     if videos:
         _check_apart(videos, out, folder)
     list_digest = json_digest([VERSION, levels, videos_per_shard, CODEC, _listing(annotations)])
+    place = [os.path.abspath(annotations.root)] if levels == SOURCE else []
     parts = _parts(videos or source, annotations, levels, limit_s, videos_per_shard)
     source_digest = json_digest([list_digest, [part.key() for part in parts]])
     try:
         if folder.exists(MANIFEST):
-            manifest = ShardSet.open(out).manifest
-            _check_same(out, manifest.source_digest == source_digest)
-            return manifest
-        _claim(folder, out, list_digest)
+            stored = ShardSet.open(out)
+            _check_same(out, stored.manifest.source_digest == source_digest)
+            _check_in_place(out, stored)
+            return stored.manifest
+        _claim(folder, out, json_digest([list_digest, *place]) if place else list_digest)
         outcomes = _stored_outcomes(folder, parts)
     except OSError as error:
         raise _unwritable(out, error) from None
@@ -141,28 +153,13 @@ def ingest(
             if report.outcome:
                 outcomes[report.part] = Outcome.from_json(report.outcome)
             notify()
-    manifest = _finish(
-        folder, bare(source), source_digest, annotations, levels,
-        [outcomes[part.index] for part in parts],
-    )  # fmt: skip
-    return manifest
-
-
-def _check_settings(levels: tuple[int, ...], videos_per_shard: int, max_broken: float, num_workers: int) -> None:
-    falling = all(finer > coarser for finer, coarser in itertools.pairwise(levels))
-    if levels != SOURCE and not (levels and falling and levels[-1] >= 2):
-        raise DataError(
-            "levels",
-            " ".join(map(str, levels)),
-            "are no falling short sides of at least 2 pixels",
-            "give e.g. 256 226 160",
-        )
-    if videos_per_shard < 1:
-        raise DataError("videos_per_shard", videos_per_shard, "must be at least 1", "give e.g. 64")
-    if not 0 <= max_broken <= 1:
-        raise DataError("max_broken", max_broken, "is outside [0, 1]", "give a share, e.g. 0.01")
-    if num_workers < 0:
-        raise DataError("num_workers", num_workers, "must not be negative", "give 0 for all CPUs")
+    try:
+        return _finish(
+            folder, bare(source), source_digest, annotations, levels,
+            [outcomes[part.index] for part in parts],
+        )  # fmt: skip
+    except OSError as error:
+        raise _unwritable(out, error) from None
 
 
 def _check_apart(source: str, out: str, folder: Folder) -> None:
@@ -177,6 +174,18 @@ def _check_same(out: str, same: bool) -> None:
         raise DataError(
             "out", out, "holds shards of other videos or settings", "give another folder, or delete this one first"
         )
+
+
+def _check_in_place(out: str, stored: ShardSet) -> None:
+    """Refuse to leave a set as it is whose passed-through videos are not where they were."""
+    for split in SPLITS if stored.is_passthrough else ():
+        try:
+            stored.video(split, 0, frames=[0])
+        except VideoError as error:
+            raise DataError(
+                "out", out, f"its packet tables are of videos that were elsewhere ({error.value!r} {error.problem})",
+                "delete this folder first, or give another",
+            ) from None  # fmt: skip
 
 
 def _check_broken(source: str, broken: Sequence[Broken], total: int, max_broken: float) -> None:
@@ -243,7 +252,7 @@ def _parts(
 
 
 def _stored_outcomes(folder: Folder, parts: Sequence[Part]) -> dict[int, Outcome]:
-    """The parts that an earlier call finished, and whose source files have not changed since."""
+    """The parts that an earlier call finished, whose source files have not changed since, and whose broken videos would be broken again."""
     stored = set(Folder(folder.fs, folder.join(WORK)).names())
     outcomes = {}
     for part in parts:
@@ -258,15 +267,21 @@ def _stored_outcomes(folder: Folder, parts: Sequence[Part]) -> dict[int, Outcome
             file.type == pafs.FileType.File and file.size == shard.num_bytes
             for file, shard in zip(files, outcome.shards, strict=True)
         )
-        if outcome.key == part.key() and whole:
+        again = outcome.retry_above_s is not None and part.limit_s > outcome.retry_above_s
+        if outcome.key == part.key() and whole and not again:
             outcomes[part.index] = outcome
     return outcomes
 
 
 def _run(folder: Folder, parts: Sequence[Part], num_workers: int) -> Generator[Report, None, None]:
-    """Encode the parts on the cluster; their reports as they come."""
+    """Encode the parts on the cluster; their reports as they come.
+
+    Raises:
+        DataError: their processes die again and again, or have no room for copies of videos.
+    """
     if not parts:
         return
+    call = uuid.uuid4().hex
     items = [{"part": pickle.dumps(part)} for part in parts]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     context = dataset.context
@@ -277,15 +292,26 @@ def _run(folder: Folder, parts: Sequence[Part], num_workers: int) -> Generator[R
 
     def encode(batch: dict[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[Any]]]:
         for item in batch["part"]:
-            for report in encode_part(folder, pickle.loads(item)):
+            for report in encode_part(folder, pickle.loads(item), call):
                 yield {name: [value] for name, value in dataclasses.asdict(report).items()}
 
-    reports = dataset.map_batches(
-        encode, batch_size=None, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=num_workers or None)
-    )
-    for table in reports.iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(table, pa.Table)
-        yield from (Report(**row) for row in table.to_pylist())
+    with warnings.catch_warnings(
+        category=RayDeprecationWarning, action="ignore"
+    ):  # of `max_retries`, which has no other way in
+        reports = dataset.map_batches(
+            encode, batch_size=None, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=num_workers or None), max_retries=TASK_RETRIES
+        )  # fmt: skip
+    try:
+        for table in reports.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(table, pa.Table)
+            yield from (Report(**row) for row in table.to_pylist())
+    except RayTaskError as error:
+        raise own_error(error) from None
+    except (WorkerCrashedError, OutOfMemoryError):
+        raise DataError(
+            "data.path", parts[0].source, f"a process that encodes its videos died {TASK_RETRIES + 1} times",
+            "see Ray's logs for the reason (memory, or several videos that crash the decoder), then go on; what is done is kept",
+        ) from None  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -313,7 +339,11 @@ def _finish(
     levels: tuple[int, ...],
     outcomes: Sequence[Outcome],
 ) -> Manifest:
-    """Write index and manifest, and remove what only an unfinished job needs."""
+    """Write index and manifest, and remove what only an unfinished job needs.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     rows = [row for outcome in outcomes for row in outcome.rows]
     counts = {split: sum(row.split == split for row in rows) for split in SPLITS}
     for split, count in counts.items():

@@ -17,7 +17,8 @@ from mgray.data.shards.index import Extent, IndexRow, SourceProbe
 from mgray.data.shards.manifest import VERSION, Broken, level_name
 from mgray.data.shards.writer import shard_name, write_shard
 from mgray.data.storage import FileSum, Folder, one_line
-from mgray.errors import VideoError
+from mgray.data.watch import CRASHES, Watch
+from mgray.errors import SlowVideoError, UnreadVideoError, VideoError
 
 WORK = ".ingest"
 """The folder of what only an unfinished ingest needs."""
@@ -54,6 +55,11 @@ class Part:
         """The path of the part's record below the dataset's folder."""
         return f"{WORK}/{self.index:05d}.json"
 
+    @property
+    def watch_name(self) -> str:
+        """The path of what its attempts leave for each other."""
+        return f"{WORK}/{self.index:05d}.watch"
+
     def key(self) -> str:
         """Identifies the files and settings that the shard is made from."""
         files = [[v.path, v.num_bytes, v.label, v.split, v.group, *plain_actions(v.actions)] for v in self.videos]
@@ -74,6 +80,8 @@ class Outcome:
     """One for each level."""
     rows: tuple[IndexRow, ...]
     broken: tuple[Broken, ...]
+    retry_above_s: float | None
+    """The limit of time above which another ingest may find a broken video whole; None where none may be."""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -87,6 +95,7 @@ class Outcome:
             shards=tuple(FileSum(**shard) for shard in tree["shards"]),
             rows=tuple(_row(row) for row in tree["rows"]),
             broken=tuple(Broken(**item) for item in tree["broken"]),
+            retry_above_s=tree["retry_above_s"],
         )
 
 
@@ -109,51 +118,71 @@ class Report:
     """Why the shard cannot be written."""
 
 
-def encode_part(folder: Folder, part: Part) -> Iterator[Report]:
-    """Write a part's shard and record; reports come at the same places whenever a task is repeated."""
+def encode_part(folder: Folder, part: Part, call: str = "") -> Iterator[Report]:
+    """Write a part's shard and record; reports come at the same places whenever a task is repeated.
+
+    Args:
+        call: the ingest that it is done for, whose attempts know of each other.
+    """
+    try:
+        yield from _encode(folder, part, Watch(folder, part.watch_name, call))
+    except OSError as error:
+        yield Report(part.index, 0, error=one_line(error))
+
+
+def _encode(folder: Folder, part: Part, watch: Watch) -> Iterator[Report]:
+    """Raises OSError where the folder cannot be read or written."""
     videos: list[Ingested] = []
     kept: list[SourceVideo] = []
-    broken = []
+    broken, retry_above_s = [], []
     unreported = 0
     for done, video in enumerate(part.videos):
         if unreported >= _REPORT_BYTES:
             yield Report(part.index, done)
             unreported = 0
         unreported += video.num_bytes
+        if watch.refuses(video.path):
+            broken.append(Broken(path=video.path, reason=CRASHES))
+            retry_above_s.append(0.0)
+            continue
+        watch.begin(video.path)
         try:
             videos.append(part.read(video))
             kept.append(video)
         except VideoError as error:
             broken.append(Broken(path=video.path, reason=error.problem))
+            if isinstance(error, SlowVideoError):
+                retry_above_s.append(part.limit_s)
+            elif isinstance(error, UnreadVideoError):
+                retry_above_s.append(0.0)
         except OSError as error:
             yield Report(part.index, done, unread=one_line(error))
             return
-    try:
-        shards, extents = [], []
-        for number, level in enumerate(part.levels):
-            name = shard_name(level_name(level), part.index)
-            shard, places = write_shard(folder, name, [video.levels[number] for video in videos])
-            shards.append(shard)
-            extents.append(places)
-        rows = []
-        for video, ingested, places in zip(kept, videos, zip(*extents, strict=True), strict=True):
-            stored = ingested.levels[0]
-            assert stored is not None, "every video is at the finest level"
-            rows.append(
-                IndexRow(
-                    split=video.split, path=video.path, label=video.label, group=video.group,
-                    num_frames=stored.source.num_frames, width=stored.source.width, height=stored.source.height,
-                    fps=stored.source.fps, probe=ingested.probe, shard=part.index, extents=places,
-                    actions=video.actions,
-                )
-            )  # fmt: skip
-        outcome = Outcome(
-            part=part.index, key=part.key(), shards=tuple(shards), rows=tuple(rows), broken=tuple(broken)
-        ).to_json()
-        folder.write(part.name, outcome.encode())
-    except OSError as error:
-        yield Report(part.index, 0, error=one_line(error))
-        return
+    watch.begin("")
+    shards, extents = [], []
+    for number, level in enumerate(part.levels):
+        name = shard_name(level_name(level), part.index)
+        shard, places = write_shard(folder, name, [video.levels[number] for video in videos])
+        shards.append(shard)
+        extents.append(places)
+    rows = []
+    for video, ingested, places in zip(kept, videos, zip(*extents, strict=True), strict=True):
+        stored = ingested.levels[0]
+        assert stored is not None, "every video is at the finest level"
+        rows.append(
+            IndexRow(
+                split=video.split, path=video.path, label=video.label, group=video.group,
+                num_frames=stored.source.num_frames, width=stored.source.width, height=stored.source.height,
+                fps=stored.source.fps, probe=ingested.probe, shard=part.index, extents=places,
+                actions=video.actions,
+            )
+        )  # fmt: skip
+    outcome = Outcome(
+        part=part.index, key=part.key(), shards=tuple(shards), rows=tuple(rows), broken=tuple(broken),
+        retry_above_s=min(retry_above_s, default=None),
+    ).to_json()  # fmt: skip
+    folder.write(part.name, outcome.encode())
+    watch.end()
     yield Report(part.index, len(part.videos), outcome=outcome)
 
 

@@ -4,7 +4,8 @@ A decode worker is given a source and a step's number, and derives everything el
 
 A training video that cannot be read or decoded is replaced by another, tried in an order that follows from (seed, position)
 alone: the same data give the same clips on any number of workers. A video that breaks while a run goes on, or on one node
-only, is replaced from then on, or there; the `faults` of a block say where. A validation video is left out instead.
+only, is replaced from then on, or there; the `faults` of a block say where. A validation video is left out instead. So is
+treated one that crashes the decoder, once it has ended some attempts of a task (mgray.data.watch).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from mgray.data.clip import ASSUMED_FPS, ClipSpec, Jitter, Sampling, Views, train_clip, view_clips
 from mgray.data.decode.clips import decode_clips
 from mgray.data.shards.shard_set import ShardSet
+from mgray.data.watch import begin
 from mgray.errors import VideoError
 from mgray.plan import ClipShape, Plan, Share, Step, sample_at, share_of, substitute_at
 
@@ -262,6 +264,7 @@ def _decode(
         try:
             if isinstance(video, VideoError):
                 raise video
+            begin(f"{split} {places[run[0]][0]}")
             decode_clips(video, specs[here], clips_NTHWC[here])
         except VideoError as error:
             failures += [(place, error) for place in run]

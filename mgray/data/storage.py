@@ -1,4 +1,4 @@
-"""Files of a dataset on any file system that pyarrow knows: written whole, mapped where local, read in ranges elsewhere."""
+"""Files of a dataset on any file system that pyarrow knows: written whole, read in ranges."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryEr
 """Errors of a file system that the next attempt would meet too."""
 _PIECE_BYTES = 16 << 20
 """What is read of a file at once: its limit of time is one for each piece."""
+_OPENING_S = 10.0
+"""Seconds that a thread waits for another to open a file before it opens it itself."""
 _WAITING = 4
 """Threads that read what is needed now: manifests, lists, pieces of videos."""
 _GCS_RETRY_S = 10
@@ -225,13 +227,30 @@ def fetched(address: str, path: str) -> Iterator[str]:
 
     Raises:
         OSError: it cannot be read.
+        DataError: there is no room for a copy.
     """
     inner = path.partition("://")[2]
-    with tempfile.NamedTemporaryFile(suffix=os.path.splitext(inner)[1]) as copy:
+    with contextlib.ExitStack() as stack:
+        with _room_for(path):
+            # without a buffer, which closing would try to write once more
+            copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=os.path.splitext(inner)[1], buffering=0))
         for piece in Folder.of(address, PATIENCE).pieces(inner):
-            copy.write(piece)
-        copy.flush()
+            left = memoryview(piece)
+            with _room_for(path):
+                while left:
+                    left = left[copy.write(left) :]
         yield copy.name
+
+
+@contextlib.contextmanager
+def _room_for(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            "TMPDIR", tempfile.gettempdir(), f"cannot hold a copy of {path} while it is encoded ({one_line(error)})",
+            "free space there, or set TMPDIR to a folder that has some, then go on",
+        ) from None  # fmt: skip
 
 
 def bare(address: str) -> str:
@@ -316,13 +335,19 @@ class RemoteFile:
             target[begin:end] = np.frombuffer(content, np.uint8)
 
     def _opened(self) -> pa.NativeFile:
-        with self._opening:  # several threads begin with clips of one shard
-            if self._file is None:
-                file = self._fs.open_input_file(self._path)
-                if file.size() != self._num_bytes:
-                    raise EOFError(f"it has {file.size()} bytes instead of {self._num_bytes}")
-                self._file = file
-            return self._file
+        if self._file is None:
+            # several threads begin with clips of one shard; they wait for one to open it, unless it hangs
+            held = self._opening.acquire(timeout=_OPENING_S)
+            try:
+                if self._file is None:
+                    file = self._fs.open_input_file(self._path)
+                    if file.size() != self._num_bytes:
+                        raise EOFError(f"it has {file.size()} bytes instead of {self._num_bytes}")
+                    self._file = file
+            finally:
+                if held:
+                    self._opening.release()
+        return self._file
 
 
 def coalesced(ranges: Iterable[tuple[int, int]], gap: int = GAP_BYTES) -> Iterator[tuple[int, int]]:
@@ -356,6 +381,8 @@ class Readers:
     ) -> None:
         self.limit_s, self.attempts, self.backoff_s = limit_s, attempts, backoff_s
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._left: set[Future[Any]] = set()
         for _ in range(threads):
             self._add_thread()
 
@@ -375,9 +402,12 @@ class Readers:
         return future
 
     def leave(self, future: Future[Any]) -> None:
-        """Give up an attempt; a thread that it keeps is replaced."""
-        if not future.cancel() and not future.done():
-            self._add_thread()
+        """Give up an attempt; a thread that it keeps is replaced, and ends if it comes back."""
+        with self._lock:
+            if future.cancel() or future.done():
+                return
+            self._left.add(future)
+        self._add_thread()
 
     def _add_thread(self) -> None:
         threading.Thread(target=self._work, daemon=True, name="mgray-read").start()
@@ -393,6 +423,10 @@ class Readers:
                 future.set_exception(error)
             else:
                 future.set_result(result)
+            with self._lock:
+                if future in self._left:
+                    self._left.remove(future)
+                    return
             del future, read
 
 
@@ -432,8 +466,8 @@ class Reading(Generic[T]):
         raise AssertionError("an attempt returns or raises")
 
     def cancel(self) -> None:
-        """Not wanted any more."""
-        self._future.cancel()
+        """Not wanted any more: a thread that it keeps must not be one less for others."""
+        self._readers.leave(self._future)
 
 
 def answered(ask: Callable[[], T], *, retry_errors: bool = True, limit_s: float | None = None) -> T:

@@ -10,6 +10,7 @@ Shape suffixes: T frames, H height, W width, C colours.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,8 @@ _WIDE = 32
 class _Cut:
     """One direction of a window: the pixels that are cut out, and how they are resized.
 
-    The cut starts where the window does, to the nearest pixel, and may be longer than it; `scale` is exact.
+    The cut starts where the window does, to the nearest pixel, and may be longer than it; `scale` is exact. A mirrored window
+    starts at its right end, so the cut ends there, and may begin before the frame.
     """
 
     start: int
@@ -56,47 +58,51 @@ class Window:
         self._across = _cut(left, right, size[0], out_size[0], _WIDE, mirrored=flip)
         self._down = _cut(top, bottom, size[1], out_size[1], 2, mirrored=False)
         self._flip = flip
-        height, width = self._down.length, self._across.length
-        # one I420 picture of all frames, one below the other; PyAV takes those of a multiple of 4 rows
-        rows = 4 * math.ceil(frames * height / 4)
-        self.picture = np.empty((rows * 3 // 2, width), np.uint8)
-        flat, luma, chroma = self.picture.reshape(-1), rows * width, rows * width // 4
-
-        def plane(offset: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-            return flat[offset : offset + frames * height * width].reshape(frames, height, width)
-
-        self._planes = (
-            plane(0, height, width),
-            plane(luma, height // 2, width // 2),
-            plane(luma + chroma, height // 2, width // 2),
-        )
+        self._picture, self._planes = _empty_picture(frames, self._down.length, self._across.length)
 
     def put(self, index: int, planes: Planes) -> None:
         """Cut frame `index` out of its planes."""
         top, left = self._down.start, self._across.start
         for target, plane, share in zip(self._planes, planes, (1, 2, 2), strict=True):
             rows, columns = target.shape[1:]
-            cut = plane[top // share : top // share + rows, left // share : left // share + columns]
-            target[index, : cut.shape[0], : cut.shape[1]] = cut
+            before = -min(0, left // share)
+            cut = plane[top // share : top // share + rows, max(0, left // share) : left // share + columns]
+            target[index, : cut.shape[0], before : before + cut.shape[1]] = cut
             # a frame of odd size ends within a chroma pixel
             if cut.shape[0] < rows:
                 target[index, cut.shape[0] :] = target[index, cut.shape[0] - 1]
-            if cut.shape[1] < columns:
-                target[index, :, cut.shape[1] :] = target[index, :, cut.shape[1] - 1 : cut.shape[1]]
+            target[index, :, :before] = target[index, :, before : before + 1]
+            end = before + cut.shape[1]
+            if end < columns:
+                target[index, :, end:] = target[index, :, end - 1 : end]
 
     @property
     def frame_size(self) -> tuple[int, int]:
         """(width, height) of what is cut out of a frame."""
         return self._across.length, self._down.length
 
-    def close(self) -> npt.NDArray[np.uint8]:
-        """The picture to convert, once all frames are put: I420, one frame below the other."""
+    def close(self, max_pixels: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """The pictures to convert, once all frames are put: I420, so many frames one below the other.
+
+        Args:
+            max_pixels: of a picture, unless it is of one frame.
+        """
         import torch  # takes seconds, and ingest has no use for it
 
         if self._flip:
             for plane in self._planes:
                 plane[...] = torch.flip(torch.from_numpy(plane), [2]).numpy()
-        return self.picture
+        frames, height, width = self._planes[0].shape
+        most = max(1, max_pixels // (height * width))
+        if frames <= most:
+            yield frames, self._picture
+            return
+        for first in range(0, frames, most):
+            count = min(most, frames - first)
+            picture, planes = _empty_picture(count, height, width)
+            for target, plane in zip(planes, self._planes, strict=True):
+                target[...] = plane[first : first + most]
+            yield count, picture
 
     def resize(self, rgb_THWC: npt.NDArray[np.uint8], out_THWC: npt.NDArray[np.uint8]) -> None:
         """Resize the converted picture (contiguous) into a clip of as many frames."""
@@ -110,20 +116,31 @@ class Window:
         resize(source, size, False, self._down.scale, self._across.scale, out=target)
 
 
+def _empty_picture(frames: int, height: int, width: int) -> tuple[npt.NDArray[np.uint8], Planes]:
+    """One I420 picture of frames, one below the other, and its planes: [frames, height, width], and half as high and wide."""
+    rows = 4 * math.ceil(frames * height / 4)  # PyAV takes those of a multiple of 4 rows
+    picture = np.empty((rows * 3 // 2, width), np.uint8)
+    flat, luma, chroma = picture.reshape(-1), rows * width, rows * width // 4
+
+    def plane(offset: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        return flat[offset : offset + frames * height * width].reshape(frames, height, width)
+
+    y, u = plane(0, height, width), plane(luma, height // 2, width // 2)
+    return picture, (y, u, plane(luma + chroma, height // 2, width // 2))
+
+
 def _cut(begin: float, end: float, size: int, out: int, multiple: int, *, mirrored: bool) -> _Cut:
-    """Even lengths, since a chroma pixel is two wide; beyond the frame's end its last pixel is repeated."""
+    """Even lengths, since a chroma pixel is two wide; beyond the frame its outermost pixel is repeated."""
     span = end - begin
     first, last = round(begin), round(end)
     length = multiple * math.ceil((math.ceil(span) + 1) / multiple)
     if mirrored:
-        start = max(0, last - length)
-        length = 2 * math.ceil((last - start) / 2)
+        length = min(length, 2 * math.ceil(last / 2))
+        start = last - length
     else:
         start = first
         length = min(length, 2 * math.ceil((size - start) / 2))
     if length == out and span != out:  # torch takes equal sizes as nothing to resize
-        if not mirrored:
-            length += 2
-        elif start >= 2:
-            start, length = start - 2, length + 2
+        length += 2
+        start -= 2 if mirrored else 0
     return _Cut(start, length, out / span)

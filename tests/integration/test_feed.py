@@ -21,7 +21,7 @@ from mgray.data.feed import GridDataConfig, GridShard, Pace
 from mgray.data.local_feed import LocalFeed
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Block, TrainSource, ValSource
-from mgray.errors import VideoError
+from mgray.errors import TrainingError, VideoError
 from mgray.plan import ClipShape, Plan, PlanSpec
 from mgray.plan.state import segments_of
 from tests.support.shards import write_shards
@@ -82,11 +82,11 @@ class Crashing:
 
 
 def test_a_decoder_that_always_crashes_is_given_up(ray_instance: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Data alone would start it again for ever."""
+    """Ray Data alone would start it again for ever. (One that crashes at a video: tests/unit/data/test_watch.py.)"""
     monkeypatch.setattr(feed_module, "TASK_RETRIES", 1)
     with (
         GridShard(0, 1, "", FeedSection(decoders=1)).blocks(Crashing(), [range(0, 2)]) as blocks,  # type: ignore[arg-type]
-        pytest.raises(ray.exceptions.WorkerCrashedError),
+        pytest.raises(TrainingError, match=r"step = 0: a process that decodes it, .* died 2 times; see Ray's logs"),
     ):
         next(blocks)
 

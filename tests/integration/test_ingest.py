@@ -1,7 +1,9 @@
 """Ingest on a real Ray: shards, resumption, broken videos, refusals."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from mgray.data import ingest as module
 from mgray.data.annotations import read_annotations
 from mgray.data.decode.transcode import transcode
 from mgray.data.ingest import IngestProgress, ingest
+from mgray.data.ingest_part import Part
 from mgray.data.shards.manifest import MANIFEST
 from mgray.data.shards.shard_set import ShardSet
 from mgray.errors import DataError
@@ -157,6 +160,31 @@ def test_broken_videos_are_listed_and_limited(videos, tmp_path):
     for split in ("train", "val"):
         for index in range(shards.num_samples(split)):
             assert shards.video(split, index).source.num_frames == 10
+
+
+@pytest.mark.slow  # the processes that die are started again
+def test_a_video_that_crashes_its_decoder_is_left_out(videos, tmp_path, monkeypatch):
+    whole = module.encode_part
+
+    def encode_part(folder, part, call):
+        read = Part.read
+
+        def crash(part, video):
+            if video.path == "run/3.mp4":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return read(part, video)
+
+        Part.read = crash
+        try:
+            yield from whole(folder, part, call)
+        finally:
+            Part.read = read
+
+    monkeypatch.setattr(module, "encode_part", encode_part)
+    out = str(tmp_path / "shards")
+    with pytest.raises(DataError, match=r"1 of 24 videos are broken.*run/3.mp4 .ended 3 processes that decoded it"):
+        ingest(str(videos), out)
+    assert [item.path for item in ingest(str(videos), out, max_broken=0.1).broken] == ["run/3.mp4"]
 
 
 def test_a_repaired_video_is_read_again_before_the_end(videos, tmp_path):

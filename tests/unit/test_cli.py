@@ -134,6 +134,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
             "--limit-s",
             "--val-fraction",
             "--max-broken",
+            "--videos-per-shard",
         ],
         ["--action", "--path", "--json"],
         ["--name", "--storage", "--track", "--verbose"],
@@ -439,7 +440,14 @@ def test_ingest_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [
         (
             ("videos", "shards"),
-            {"levels": (180, 128), "val_fraction": 0.2, "videos": "", "max_broken": 0.01, "limit_s": 600.0},
+            {
+                "levels": (180, 128),
+                "val_fraction": 0.2,
+                "videos": "",
+                "max_broken": 0.01,
+                "limit_s": 600.0,
+                "videos_per_shard": 64,
+            },
         )
     ]
 
@@ -680,6 +688,26 @@ def test_a_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "out").exists()
     assert cli.main(["ingest", str(videos), str(tmp_path / "out"), "--levels", "large"]) == 2
     assert "levels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--levels", "16", "32"], "levels = "),
+        (["--levels", "-5"], "levels = "),
+        (["--levels", "0"], "levels = '0': is no short side; give e.g. --levels 256 226 160, or --passthrough"),
+        (["--max-broken", "7"], "max_broken = 7.0"),
+        (["--val-fraction", "20"], "val_fraction = 20.0"),
+        (["--videos-per-shard", "0"], "videos_per_shard = 0"),
+        (["--limit-s", "0"], "limit_s = 0.0"),
+    ],
+)
+def test_ingest_s_settings_are_checked_also_in_a_dry_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], problem: str
+) -> None:
+    for dry in ([], ["--dry-run"]):
+        assert cli.main(["ingest", str(tmp_path), str(tmp_path / "out"), *options, *dry]) == 2
+        assert problem in capsys.readouterr().err
 
 
 def test_levels_may_be_read_off_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:

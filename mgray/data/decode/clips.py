@@ -22,6 +22,8 @@ from mgray.errors import VideoError
 
 _DECODERS = 16
 """Open decoders that a thread keeps: one for each frame size, most often."""
+_PICTURE_PIXELS = 1 << 27
+"""Of what is converted at once; FFmpeg takes some 255 million."""
 _REUSABLE = "h264"
 """The codec whose decoder starts anew when it is flushed; that of MPEG-4 keeps some of what it decoded before."""
 
@@ -76,19 +78,22 @@ def decode_clips(
 
 def _converted(window: Window, frames: int, matrix: Colorspace, levels: ColorRange) -> npt.NDArray[np.uint8]:
     """What a window collected as RGB: [frames, height, width, 3], contiguous."""
-    picture = window.close()
-    rgb = _LOCAL.reformatter.reformat(
-        VideoFrame.from_numpy_buffer(picture, format="yuv420p"),
-        format="rgb24",
-        src_colorspace=matrix,
-        src_color_range=levels,
-        dst_color_range=ColorRange.JPEG,
-        threads=1,
-    )
     width, height = window.frame_size
-    plane = rgb.planes[0]
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: frames * height, : 3 * width]
-    return np.ascontiguousarray(rows).reshape(frames, height, width, 3)
+    pieces = []
+    for count, picture in window.close(_PICTURE_PIXELS):
+        rgb = _LOCAL.reformatter.reformat(
+            VideoFrame.from_numpy_buffer(picture, format="yuv420p"),
+            format="rgb24",
+            src_colorspace=matrix,
+            src_color_range=levels,
+            dst_color_range=ColorRange.JPEG,
+            threads=1,
+        )
+        plane = rgb.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        pieces.append(rows[: count * height, : 3 * width])
+    whole = np.ascontiguousarray(pieces[0]) if len(pieces) == 1 else np.concatenate(pieces)
+    return whole.reshape(frames, height, width, 3)
 
 
 def decode_frames(
@@ -120,6 +125,8 @@ def decode_frames(
                 )
             packet = av.Packet(bytes(video.packet(position)))
             packet.pts = packet.dts = int(video.pts[position])
+            # FFmpeg takes a PNG that is no key frame for what has changed since the one before
+            packet.is_keyframe = bool(video.key[position])
             yield from _taken(decoder.decode(packet), left, video)
             if not left:
                 break

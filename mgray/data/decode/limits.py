@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import av
 
 DECODE_LIMIT_S = 600.0
-"""Seconds of decoding after which ingest gives a file up."""
+"""Seconds of CPU time that decoding takes after which ingest gives a file up: an hour and more of full HD."""
+WORK_LIMITS = 10
+"""Times its limit that all work on a file may take: decoding, encoding, trying whether it can be passed through."""
 CLIP_LIMIT_S = 120.0
 """Seconds of CPU time after which the clips that a batch has of one video are given up. Not of wall time: how busy a machine is must
 not decide what is trained on."""
@@ -16,6 +20,10 @@ MAX_PIXELS = 1 << 26
 DECODE_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 _GIVEN_UP = int.from_bytes(b"EXIT", "little")
 """FFmpeg's error number where reading took longer than allowed (AVERROR_EXIT)."""
+
+
+DISK_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO, _GIVEN_UP})
+"""Error numbers of a disk or network that fails; FFmpeg takes some for files that are damaged too."""
 
 
 def reason(error: Exception) -> str:

@@ -20,6 +20,8 @@ from mgray.data.shards.packets import StoredVideo
 from mgray.data.storage import MappedFile
 from mgray.errors import VideoError
 
+_UPSIDE_DOWN = -1
+
 
 def index_packets(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Ingested:
     """A source file as a table of its own packets, which stay where they are.
@@ -41,7 +43,7 @@ def index_packets(path: str, *, limit_s: float = DECODE_LIMIT_S) -> Ingested:
         packets, codec = source.packets, source.codec
         info, probe = source.finish()
     video = _indexed(path, info, codec, packets, shown, turns)
-    if video is None or not _decodes_alone(video, sums):
+    if video is None or _UPSIDE_DOWN in sums or not _decodes_alone(video, sums):
         return transcode(path, (min(info.width, info.height),), limit_s=limit_s)
     return Ingested((dataclasses.replace(video, data=memoryview(b"")),), probe)
 
@@ -71,21 +73,30 @@ def _indexed(
     )  # fmt: skip
     ends = video.offsets + video.sizes
     inside = video.offsets.min() >= 0 and ends.max() <= video.file_bytes and bool(video.key.any())
-    return video if inside else None
+    if not inside or any(zlib.crc32(video.packet(place)) != packet.checksum for place, packet in enumerate(packets)):
+        return None
+    return video
 
 
 def _decodes_alone(video: StoredVideo, sums: Sequence[int]) -> bool:
-    """Whether frames that are decoded from the table equal those of the whole file: all of the first GOP, the last of each."""
+    """Whether frames that are decoded from the table equal those of the whole file: all of the first GOP, the last of each.
+
+    Those of the first two are also decoded together: what a decoder kept of one must not show in the next.
+    """
     starts = np.sort(video.pts[video.key]).tolist()
-    ends = [*starts[1:], len(sums)]
-    tried = [range(ends[0]), *([end - 1] for end in ends[1:])]
+    lasts = [end - 1 for end in [*starts[1:], len(sums)]]
+    tried = [range(lasts[0] + 1), *([last] for last in lasts[1:]), lasts[:2]]
     try:
-        return all(_checksum(frame) == sums[number] for gop in tried for number, frame in decode_frames(video, gop))
+        return all(
+            _checksum(frame) == sums[number] for frames in tried for number, frame in decode_frames(video, frames)
+        )
     except VideoError:
         return False
 
 
 def _checksum(frame: VideoFrame) -> int:
     plane = frame.planes[0]
+    if plane.line_size < 0:  # its rows lie from the bottom to the top (AMV): no clip can be cut out of it
+        return _UPSIDE_DOWN
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width]
     return zlib.crc32(rows.tobytes())

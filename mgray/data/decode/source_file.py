@@ -7,6 +7,7 @@ import functools
 import os
 import stat
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,10 @@ from av.video.stream import VideoStream
 
 from mgray.data.clip import VideoInfo
 from mgray.data.decode.h264 import is_reference
-from mgray.data.decode.limits import DECODE_OPTIONS, MAX_PIXELS, MAX_SIDE, reason
+from mgray.data.decode.limits import DECODE_OPTIONS, DISK_ERRORS, MAX_PIXELS, MAX_SIDE, reason
 from mgray.data.decode.picture import colour_of, quarter_turns
 from mgray.data.shards.index import SourceProbe
-from mgray.errors import VideoError
+from mgray.errors import SlowVideoError, UnreadVideoError, VideoError
 
 _FORMATS = (
     "mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "asf", "flv", "ogg", "h264", "hevc", "m4v", "ivf", "obu", "nut",
@@ -33,6 +34,8 @@ _FORMATS = (
 _LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 """Titles that are no text are passed over; PyAV 19 has no such option."""
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+_BLOCK_HEAD = 4
+"""Bytes of a Matroska block before its frame: track, time and flags. FFmpeg gives the place of the block."""
 _CUT_OFF = 0.9
 """A file that yields less than this share of its declared time is taken as cut off."""
 
@@ -43,6 +46,8 @@ class SourcePacket:
 
     offset: int
     size: int
+    checksum: int
+    """CRC-32 of its bytes as the decoder takes them, which need not be those at that place."""
     key: bool
     reference: bool
 
@@ -63,6 +68,7 @@ class SourceFile(contextlib.AbstractContextManager["SourceFile"]):
         context = self._stream.codec_context
         context.thread_count = 1
         context.copy_opaque = True
+        self._block_head = _BLOCK_HEAD if "matroska" in self._container.format.name.split(",") else 0
         self.codec = (context.codec.name, context.extradata or b"")
 
     def __exit__(self, *exception: object) -> None:
@@ -72,24 +78,28 @@ class SourceFile(contextlib.AbstractContextManager["SourceFile"]):
         """The frames in display order; `opaque` of each is the number of the packet that it came from.
 
         Raises:
-            VideoError: it is damaged, cut off, endless, or changes its size.
+            SlowVideoError: it does not decode within the limit, in seconds of CPU time without what is done with its frames.
+            UnreadVideoError: its disk fails.
+            VideoError: it is damaged, cut off, or changes its size.
         """
-        path, started = self.path, time.monotonic()
+        path, started = self.path, time.thread_time()
         try:
             for packet in self._container.demux(self._stream):
                 count = len(self._times)
                 if packet.is_corrupt:
                     raise _unreadable(path, f"is cut off after {count} frames")
-                if time.monotonic() - started > self._limit_s:
-                    raise _unreadable(path, f"does not decode within {self._limit_s:g} s ({count} frames in that time)")
+                if time.thread_time() - started > self._limit_s:
+                    raise slow(path, f"does not decode within {self._limit_s:g} s ({count} frames in that time)")
                 if packet.size:
                     packet.opaque = len(self.packets)
                     self._note(packet)
                 for frame in packet.decode():
                     self._count(frame)
+                    paused = time.thread_time()
                     yield frame
+                    started += time.thread_time() - paused
         except av.FFmpegError as error:
-            raise _unreadable(path, f"does not decode after {len(self._times)} frames ({reason(error)})") from None
+            raise _failed(path, f"does not decode after {len(self._times)} frames", error) from None
 
     def finish(self) -> tuple[VideoInfo, SourceProbe]:
         """What the file turned out to be.
@@ -113,8 +123,8 @@ class SourceFile(contextlib.AbstractContextManager["SourceFile"]):
         reference = True
         if self.codec[0] == "h264":
             reference = is_reference(memoryview(packet), self._nal_length)
-        offset = -1 if packet.pos is None else packet.pos
-        self.packets.append(SourcePacket(offset, packet.size, packet.is_keyframe, reference))
+        offset = -1 if packet.pos is None else packet.pos + self._block_head
+        self.packets.append(SourcePacket(offset, packet.size, zlib.crc32(packet), packet.is_keyframe, reference))
 
     @functools.cached_property
     def _nal_length(self) -> int:
@@ -152,7 +162,7 @@ def _opened(path: str, limit_s: float) -> Iterator[InputContainer]:
     except av.ArgumentError:  # also what FFmpeg says of a format that is not among _FORMATS
         raise _unreadable(path, "is no video that can be opened (of another format, or damaged)") from None
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise _unreadable(path, f"is no video that can be opened ({reason(error)})") from None
+        raise _failed(path, "is no video that can be opened", error) from None
     with container:
         yield container
 
@@ -199,6 +209,18 @@ def _measured_fps(times: Sequence[float | None]) -> float:
 
 def _display_size(frame: VideoFrame) -> tuple[int, int]:
     return (frame.height, frame.width) if quarter_turns(frame) % 2 else (frame.width, frame.height)
+
+
+def slow(path: str, problem: str) -> SlowVideoError:
+    """The error of a video that takes too long."""
+    return SlowVideoError(
+        "data.path", path, f"{problem}; mgray ingest with a larger --limit-s allows more", "or take it out of the data"
+    )
+
+
+def _failed(path: str, problem: str, error: Exception) -> VideoError:
+    kind = UnreadVideoError if getattr(error, "errno", 0) in DISK_ERRORS else VideoError
+    return kind("data.path", path, f"{problem} ({reason(error)})", "repair the file, or take it out of the data")
 
 
 def _unreadable(path: str, problem: str) -> VideoError:

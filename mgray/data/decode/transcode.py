@@ -27,7 +27,7 @@ def transcode(path: str, short_sides: Sequence[int], *, limit_s: float = DECODE_
     Every frame that a sequential decoder shows is kept, in display order and upright; time stamps become frame numbers.
 
     Args:
-        limit_s: seconds after which a file is given up.
+        limit_s: seconds of CPU time of decoding after which a file is given up.
 
     Raises:
         VideoError: missing, empty, cut off, damaged, endless, of changing size, or no video in it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,7 +77,10 @@ def _from_source(video: StoredVideo, frames: Sequence[int] | None) -> StoredVide
         source = LocalFile(video.file)
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
         raise VideoError(
-            "data.path", video.file, f"cannot be read any more ({error.strerror})", "put it back, or ingest again"
+            "data.path",
+            video.file,
+            f"cannot be read any more ({error.strerror})",
+            "put it back, or delete the shards and ingest again",
         ) from None
     changed = VideoError("data.path", video.file, "has changed since it was ingested", "ingest the videos again")
     if len(source) != video.file_bytes:
@@ -93,3 +97,22 @@ def _from_source(video: StoredVideo, frames: Sequence[int] | None) -> StoredVide
     except EOFError:
         raise changed from None
     return dataclasses.replace(video, offsets=video.offsets - first, data=data.data)
+
+
+def source_files(shard: pa.Buffer) -> list[tuple[str, int]]:
+    """Path and bytes of the source files that the videos of a whole shard are in; none for those that are in the shard itself."""
+    with pa.ipc.open_file(shard) as reader:
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    found = [(batch["file"][0].as_py(), batch["file_bytes"][0].as_py()) for batch in batches]
+    return [(path, num_bytes) for path, num_bytes in found if path]
+
+
+def sizes_or_none(paths: Sequence[str]) -> list[int | None]:
+    """Bytes of local files; None of those that are not there."""
+    sizes: list[int | None] = []
+    for path in paths:
+        try:
+            sizes.append(os.path.getsize(path))
+        except (FileNotFoundError, NotADirectoryError):
+            sizes.append(None)
+    return sizes

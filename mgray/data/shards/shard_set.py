@@ -21,8 +21,8 @@ from mgray.data.shards.index import Index, index_table, read_index
 from mgray.data.shards.integrity import check_size, damaged, missing, whole_file
 from mgray.data.shards.manifest import Manifest, read_manifest_text
 from mgray.data.shards.packets import StoredVideo
-from mgray.data.shards.reader import folder_of, read_video
-from mgray.data.storage import FileSum, Folder, Readers, Reading, one_line, unreadable
+from mgray.data.shards.reader import folder_of, read_video, sizes_or_none, source_files
+from mgray.data.storage import FileSum, Folder, Readers, Reading, answered, one_line, unreadable
 from mgray.errors import DataError, VideoError
 
 _READERS = 16
@@ -208,6 +208,9 @@ class ShardSet:
             return {str(row["values"]): row["counts"] for row in sorted(rows, key=lambda row: -row["counts"])}
 
         frames, fps = table["num_frames"].to_numpy(), table["fps"].to_numpy()
+        seconds = (frames / np.maximum(fps, 1e-9))[fps > 0]
+        # a passed-through video has no packets behind its table
+        anew = table["length_source"].to_numpy() > table["head_source"].to_numpy() if self.is_passthrough else None
         return {
             "path": self.root,
             "version": self.manifest.version,
@@ -215,7 +218,9 @@ class ShardSet:
             "multi_label": self.multi_label,
             "videos": dict(self.manifest.counts),
             "frames": int(frames.sum()),
-            "seconds": round(float((frames / np.maximum(fps, 1e-9))[fps > 0].sum()), 1),
+            "seconds": round(float(seconds.sum()), 1),
+            "shortest_s": round(float(seconds.min(initial=np.inf)), 2) if seconds.size else 0.0,
+            "longest_s": round(float(seconds.max(initial=0.0)), 2),
             "source_bytes": int(table["num_bytes"].to_numpy().sum()),
             "source_codecs": counts("codec"),
             "pixel_formats": counts("pixel_format"),
@@ -229,6 +234,7 @@ class ShardSet:
                 }
                 for level in self.manifest.levels
             ],
+            "encoded_anew": None if anew is None else int(anew.sum()),
             "codec": dict(self.manifest.codec),
             "broken": [dataclasses.asdict(item) for item in self.manifest.broken],
         }
@@ -238,10 +244,10 @@ class ShardSet:
         return self.manifest.content_digest
 
     def verify(self) -> None:
-        """Read every file and compare its checksum.
+        """Read every file and compare its checksum; of sources that are passed through, look whether they are there and as long as they were.
 
         Raises:
-            DataError: a file is missing or differs from what ingest wrote.
+            DataError: a file is missing or differs from what ingest wrote, or a source from what it was.
         """
         folder = Folder.of(self.root)
         files = [self.manifest.index, *(file for level in self.manifest.levels for file in level.shards)]
@@ -249,6 +255,22 @@ class ShardSet:
             content = whole_file(folder, self.root, file)
             if hashlib.sha256(content).hexdigest() != file.sha256:
                 raise damaged(self.root, file, "its checksum differs")
+            if self.is_passthrough and file != self.manifest.index:
+                self._check_sources(content)
+
+    def _check_sources(self, shard: pa.Buffer) -> None:
+        sources = source_files(shard)
+        try:
+            sizes = answered(functools.partial(sizes_or_none, [path for path, _ in sources]))
+        except OSError as error:
+            raise unreadable(self.root, error) from None
+        for (path, num_bytes), size in zip(sources, sizes, strict=True):
+            if size != num_bytes:
+                problem = "is not there any more" if size is None else f"has {size} bytes instead of {num_bytes}"
+                raise DataError(
+                    "data.path", self.root, f"the video {path}, which was passed through, {problem}",
+                    "put it back, or delete the shards and ingest again",
+                )  # fmt: skip
 
     def _row(self, split: str, sample: int) -> int:
         if not 0 <= sample < self.num_samples(split):

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from mgray.data.clip import ClipSpec, VideoInfo, Views, view_clips
+from mgray.data.decode import clips
 from mgray.data.decode.clips import decode_clip, decode_frames
 from mgray.data.decode.encode import encode_frames
+from mgray.data.decode.source_file import SourceFile
 from mgray.data.decode.transcode import level_size, transcode
 from mgray.data.shards.packets import StoredVideo
 from mgray.errors import VideoError
@@ -117,6 +119,19 @@ def test_repeated_frames_and_flips(stored):
     np.testing.assert_array_equal(plain[0], plain[1])
     everything = decoded(stored)
     np.testing.assert_array_equal(plain, everything[[3, 3, 9, 30, 30]])
+
+
+@pytest.mark.parametrize("pixels", [1, 96 * 64 * 7, 96 * 64 * 74])
+def test_what_is_too_large_to_be_converted_at_once_is_the_same_in_pieces(stored, monkeypatch, pixels):
+    """FFmpeg takes pictures of up to 255 million pixels."""
+    specs = [
+        whole_clip(stored.source, flip=True),
+        ClipSpec(0, 0, ClipShape(75, 24, 20), tuple(range(75)), (3.0, 5.0, 40.0, 51.0), False),
+    ]
+    whole = [decoded(stored, spec) for spec in specs]
+    monkeypatch.setattr(clips, "_PICTURE_PIXELS", pixels)
+    for spec, expected in zip(specs, whole, strict=True):
+        np.testing.assert_array_equal(decoded(stored, spec), expected)
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -321,6 +336,17 @@ def test_waiting_for_a_core_does_not_count(stored):
         shown.append(number)
         time.sleep(0.11)
     assert shown == [3, 40, 70]
+
+
+def test_what_is_done_with_frames_is_no_decoding(source):
+    shown = 0
+    with SourceFile(str(source), 0.3) as file:
+        for _ in file.frames():
+            shown += 1
+            busy = time.thread_time()
+            while time.thread_time() - busy < 0.01:
+                pass
+    assert shown == 75
 
 
 def test_the_same_file_gives_the_same_packets(source, stored):

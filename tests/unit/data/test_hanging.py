@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import pyarrow.fs as pafs
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -21,10 +23,11 @@ from mgray.data.decode import source_file
 from mgray.data.decode.encode import encode_frames
 from mgray.data.decode.ingest_video import ingest_video
 from mgray.data.files import sizes_of
+from mgray.data.shards import shard_set
 from mgray.data.shards.manifest import MANIFEST, SOURCE
 from mgray.data.shards.shard_set import ShardSet
 from mgray.data.storage import Folder, Readers, fetched
-from mgray.errors import DataError
+from mgray.errors import DataError, SlowVideoError, UnreadVideoError, VideoError
 from tests.support.shards import write_shards
 from tests.support.videos import moving
 
@@ -177,6 +180,34 @@ def test_a_bucket_of_videos_that_does_not_answer_is_one_line(handler: Hanging) -
         read_annotations("fake:///videos")
 
 
+def test_a_shard_whose_opening_hangs_is_opened_again(
+    handler: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, train=2, val=1)
+    readers = Readers(4, limit_s=LIMIT_S, attempts=3, backoff_s=0.01)
+    monkeypatch.setattr(shard_set, "_readers", lambda: readers)
+    monkeypatch.setattr(storage, "_OPENING_S", 0.05)
+    shards = ShardSet.open(f"fake://{tmp_path}/set")
+    shards.info("train", 0)
+    handler.asked, handler.hangs = 0, 1
+    assert shards.video("train", 0).source.num_frames == 10
+    assert shards.video("train", 1).source.num_frames == 11
+    assert handler.asked == 2
+
+
+def test_no_room_for_a_copy_is_not_the_address_s_fault(
+    handler: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"content")
+    full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - `fetched` closes it
+    monkeypatch.setattr(storage.tempfile, "NamedTemporaryFile", lambda **_: full)
+    with (
+        pytest.raises(DataError, match=r"^TMPDIR = .*cannot hold a copy of fake://.*video.mp4 .*No space left"),
+        fetched("fake:///", f"fake://{tmp_path}/video.mp4"),
+    ):
+        pass
+
+
 def test_a_local_manifest_that_hangs_is_one_line(pipe: Path) -> None:
     (pipe.parent / MANIFEST).symlink_to(pipe)
     with pytest.raises(DataError, match=r"no answer within 0.3 s, 3 times.; check the disk or file system") as caught:
@@ -206,10 +237,51 @@ def test_a_source_whose_file_system_hangs_is_given_up(tmp_path: Path, monkeypatc
     for levels in (SOURCE, (16,)):
         with monkeypatch.context() as patch:
             patch.setattr(source_file.os, "stat", lambda path, **more: (released.wait(20), whole(path, **more))[1])
-            with pytest.raises(TimeoutError, match=r"no answer within 0.7 s$"):
+            with pytest.raises(TimeoutError, match=r"no answer within 0.6 s$"):
                 ingest_video("", str(tmp_path / "clip.mp4"), levels, limit_s=0.1)
     released.set()
     assert ingest_video("", str(tmp_path / "clip.mp4"), (16,)).probe.codec == "h264"
+
+
+def test_work_that_never_ends_is_the_videos_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg cannot be interrupted either; that it works tells it from a disk that does not answer."""
+    monkeypatch.setattr(ingest_module, "_LOOK_S", 0.02)
+    ended = threading.Event()
+
+    def endless(path: str, **_: object) -> None:
+        while not ended.is_set():
+            pass
+
+    for levels, name in ((SOURCE, "index_packets"), ((16,), "transcode")):
+        with monkeypatch.context() as patch:
+            patch.setattr(ingest_module, name, endless)
+            with pytest.raises(SlowVideoError, match=r"takes more than 0.4 s to decode and store; mgray ingest with"):
+                ingest_video("", str(tmp_path / "clip.mp4"), levels, limit_s=0.04)
+    ended.set()
+
+
+@pytest.mark.parametrize(("fails", "readable"), [(1, True), (2, True), (1, False)])
+def test_a_disk_that_fails_once_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int, readable: bool
+) -> None:
+    encode_frames(str(tmp_path / "clip.mp4"), moving(6, 32, 32))
+    opens, whole = 0, source_file.av.open
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        nonlocal opens
+        opens += 1
+        if opens <= fails:
+            raise av.error.OSError(errno.EIO, "Input/output error")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(source_file.av, "open", fail)
+    monkeypatch.setattr(ingest_module, "_is_readable", lambda path: readable)
+    if fails == 1 and readable:
+        assert ingest_video("", str(tmp_path / "clip.mp4"), (16,)).probe.codec == "h264"
+        return
+    with pytest.raises(VideoError, match="Input/output error") as caught:
+        ingest_video("", str(tmp_path / "clip.mp4"), (16,))
+    assert isinstance(caught.value, UnreadVideoError) == (not readable) and opens == fails
 
 
 def test_many_local_files_cost_no_request_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

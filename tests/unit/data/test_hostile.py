@@ -146,7 +146,7 @@ def test_the_ending_of_a_name_does_not_matter(tmp_path, reader):
 def test_decoding_that_never_ends_is_given_up(tmp_path, monkeypatch, reader):
     small(tmp_path / "clip.mkv")
     monkeypatch.setattr(
-        source_file, "time", SimpleNamespace(monotonic=itertools.count().__next__)
+        source_file, "time", SimpleNamespace(thread_time=itertools.count().__next__)
     )  # a second at each look
     read = {
         "transcode": lambda path: transcode(path, (16,), limit_s=5),

@@ -56,13 +56,15 @@ MAKERS = {
     "full.mp4": lambda folder: write(folder, "full.mp4", "libx264", "yuvj420p"),
     "fine.mp4": lambda folder: write(folder, "fine.mp4", "libx264", "yuv444p"),
     "old.avi": lambda folder: write(folder, "old.avi", "mpeg4", "yuv420p"),
+    "stills.mov": lambda folder: write(folder, "stills.mov", "png", "rgb24"),
     "open.mp4": lambda folder: open_gop(folder / "open.mp4"),
     "matroska.mkv": lambda folder: write(folder, "matroska.mkv", "libx264", "yuv420p"),
+    "upside-down.avi": lambda folder: write(folder, "upside-down.avi", "amv", "yuvj420p"),
+    "vp8.webm": lambda folder: write(folder, "vp8.webm", "libvpx", "yuv420p"),
     "web.webm": lambda folder: write(folder, "web.webm", "libvpx-vp9", "yuv420p"),
 }
-ENCODED_ANEW = {"matroska.mkv", "web.webm", "old.avi"}
-"""Matroska keeps no packet as the decoder takes it at the place that it reports; MPEG-4 says only at the file's start how to
-decode the rest."""
+ENCODED_ANEW = {"old.avi", "upside-down.avi"}
+"""MPEG-4 says only at the file's start how to decode the rest; AMV gives its rows from the bottom to the top."""
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -54,6 +54,27 @@ def test_hung_threads_are_replaced(readers: Readers) -> None:
         read.released.set()
 
 
+def test_hung_threads_of_what_is_not_wanted_any_more_are_replaced() -> None:
+    def names() -> int:
+        return sum(thread.name == "mgray-read" for thread in threading.enumerate())
+
+    before = names()
+    readers = Readers(2, limit_s=5, attempts=1)
+    hung = [Flaky(99) for _ in range(2)]
+    readings = [readers.start(read) for read in hung]
+    while not all(read.calls for read in hung):
+        time.sleep(0.001)
+    for reading in readings:
+        reading.cancel()
+    assert readers.start(lambda: 7).result() == 7
+    for read in hung:
+        read.released.set()
+    until = time.monotonic() + 5
+    while names() > before + 2 and time.monotonic() < until:
+        time.sleep(0.001)
+    assert names() == before + 2
+
+
 def test_attempts_are_bounded_and_wait_longer_each_time() -> None:
     readers = Readers(1, limit_s=5, attempts=3, backoff_s=0.05)
     read = Flaky(99, OSError("no route"))
