@@ -280,8 +280,10 @@ class Worker:
 
     def observe(self, block: Block | None, shape: BatchShape, bn_groups: int) -> None:
         """Let a batch pass only for its batch-norm statistics."""
+        # every rank has to meet in the making of process groups, one without clips too
+        parts = self.micro_batches(shape, bn_groups)
         with torch.no_grad():
-            for part in self.micro_batches(shape, bn_groups) if block is not None else ():
+            for part in parts:
                 assert block is not None
                 set_groups(self.module, part.groups)
                 set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64))

@@ -229,6 +229,17 @@ def test_ranks_without_clips_have_no_part() -> None:
     assert idle == [True, False, True, False]
 
 
+def test_ranks_without_clips_ask_for_process_groups_when_statistics_are_observed() -> None:
+    """A group is made by all ranks together: one that skips it lets the others wait for ever."""
+    asked = []
+    for rank in range(4):
+        ours = worker(TrainSection(), rank=rank, world_size=4)
+        ours._logits = lambda *_, **__: None  # type: ignore[assignment,method-assign]
+        ours.observe(part(block(2), share_of(rank, 4, 2, 1).clips), BatchShape(2, 2, 6, 6), 1)
+        asked.append(ours._session.asked)
+    assert asked == [[(1, 3)]] * 4
+
+
 def test_micro_batches_are_whole_groups() -> None:
     ours = worker(TrainSection(micro_groups=2), rank=1, world_size=2)
     parts = ours.micro_batches(BatchShape(23, 2, 6, 6), 10)
