@@ -115,7 +115,7 @@ class Loop:
             model = channels_last(model)
         if run.train.compile:
             keep_graphs(folder.parent / COMPILED)
-        memory = GroupsAtOnce(folder / MICRO_BATCHES, memory_key(run, session.device))
+        memory = GroupsAtOnce(folder / MICRO_BATCHES, memory_key(run, session.device, session.world_size))
         base = ClipShape(run.plan.frames, run.plan.crop, run.plan.crop)
         self.worker = Worker(session.prepare(model), session, run.data, run.train, memory, base)
         self.optimizer = build_optimizer(self.worker.module, run.train)
