@@ -117,12 +117,13 @@ def measure(device: str, rounds: int) -> NormBench:
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
         _process_group(place) as alone,
     ):
-        jobs = [
-            (shape if group is None else (GROUP, *shape[1:]), layout, precision, place, rounds, group)
-            for group in (None, alone)
-            for shape, layout, precision in tensors
+        jobs: list[tuple[tuple[int, ...], str, str, dist.ProcessGroup | None]] = [(*tensor, None) for tensor in tensors]
+        spanning = [((GROUP, *shape[1:]), layout, precision, alone) for shape, layout, precision in tensors]
+        jobs += dict.fromkeys(spanning)
+        rows = [
+            _measured(shape, layout, precision, place, rounds, group)
+            for shape, layout, precision, group in bar.track(jobs, description="norm")
         ]
-        rows = [_measured(*job) for job in bar.track(jobs, description="norm")]
     return NormBench(device=name_of(place), rounds=rounds, rows=tuple(rows))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mgray.model.strides import dense, layout_of, stats_dtype
 from mgray.model.sync_norm import synchronised_norm
+from mgray.model.upload import uploaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +234,12 @@ def commit_running_stats(
     used_K = counts_2K[0] > 0
     torch._foreach_add_(batches, list(used_K.unbind()))
     # weights stay tensors, so that nothing waits for the device
-    momentum_K = counts_2K.new_tensor([math.nan if norm.momentum is None else norm.momentum for norm in norms])
+    momenta = [math.nan if norm.momentum is None else norm.momentum for norm in norms]
+    momentum_K = uploaded(torch.tensor(momenta, dtype=counts_2K.dtype), counts_2K.device)
     momentum_K = torch.where(
         momentum_K.isnan(), torch.stack(batches).clamp_min(1).to(momentum_K.dtype).reciprocal(), momentum_K
     )
-    repeats = torch.tensor(channels, device=counts_2K.device)
+    repeats = uploaded(torch.tensor(channels), counts_2K.device)
     clips_C, elements_C, weight_C = torch.stack([*counts_2K, momentum_K * used_K]).repeat_interleave(
         repeats, dim=1, output_size=sum(channels)
     )
@@ -265,7 +267,7 @@ def _clip_sums(norms: list[GroupedBatchNorm3d]) -> Tensor:
             mean_GC = torch.cat([item.mean_GC for item in stats], dim=1).double()
             rstd_GC = torch.cat([item.rstd_GC for item in stats], dim=1).double()
             square_GC = (rstd_GC.square().reciprocal() - eps).clamp_min(0.0) + mean_GC.square()
-            clips_G1 = mean_GC.new_tensor(sizes).unsqueeze(1)
+            clips_G1 = uploaded(torch.tensor(sizes, dtype=mean_GC.dtype), mean_GC.device).unsqueeze(1)
             total_2C += (torch.stack([mean_GC, square_GC]) * clips_G1).sum(1)
         sums.update(zip(members, torch.split(total_2C, channels, dim=1), strict=True))
     return torch.cat([sums[index] for index in range(len(norms))], dim=1)
@@ -277,4 +279,4 @@ def _counts(norms: list[GroupedBatchNorm3d]) -> Tensor:
     elements = [sum(sum(stats.sizes) * stats.elements for stats in norm.pending) for norm in norms]
     running_mean = norms[0].running_mean
     assert running_mean is not None
-    return torch.tensor([clips, elements], dtype=torch.float64, device=running_mean.device)
+    return uploaded(torch.tensor([clips, elements], dtype=torch.float64), running_mean.device)

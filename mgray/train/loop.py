@@ -32,6 +32,7 @@ from mgray.ledger import LedgerWriter, words_of
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
+from mgray.model.upload import uploaded
 from mgray.plan import ClipShape, Plan, Step, eval_steps, progress_at, sample_at
 from mgray.plan.adaptive import is_due, is_flat
 from mgray.plan.state import Amendment, Departure, ScheduleState, segments_of
@@ -288,7 +289,8 @@ class Loop:
         if self.average is not None:
             self.average.update(step.shape.clips, step.first_position)
         num_faults = self._quarantine.note("train", step.index, block)
-        return torch.cat([sums, sums.new_tensor([0.0 if block is None else clip_checksum(block), num_faults])])
+        noted = torch.tensor([0.0 if block is None else clip_checksum(block), num_faults], dtype=sums.dtype)
+        return torch.cat([sums, uploaded(noted, sums.device)])
 
     def _check(self, block: Block | None, step: Step) -> None:
         """A block has to be the planned one: a mix-up would train on the wrong clips without a sign of it."""

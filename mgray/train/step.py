@@ -22,6 +22,7 @@ from mgray.data.source import Block
 from mgray.errors import TrainingError
 from mgray.model.dropout import set_clip_keys
 from mgray.model.norm import BnGroups, commit_running_stats, grouped_norms, set_groups
+from mgray.model.upload import uploaded
 from mgray.plan import BatchShape, ClipShape, Share, share_of
 from mgray.train.augment import augmented
 from mgray.train.compile import compile_model, set_kernels
@@ -166,7 +167,8 @@ class Worker:
             last = number == len(parts) - 1
             with self._gradients_stay_local(not last):
                 set_groups(self.module, part.groups)
-                set_clip_keys(self.module, keys_N[part.clips.start : part.clips.stop].to(self._session.device))
+                keys = keys_N[part.clips.start : part.clips.stop]
+                set_clip_keys(self.module, uploaded(keys, self._session.device))
                 clips, targets = self._batch(block, part)
                 logits = self._logits(self.model, clips, compiled=self._is_compiled(part))
                 self._reducing = last and self._session.world_size > 1
@@ -283,7 +285,7 @@ class Worker:
             places = block.positions_N[part.clips.start : part.clips.stop].tolist()
             bytes_NTHWC = augmented(bytes_NTHWC, places, self._train.seed, self._magnitude(bytes_NTHWC))
         clips = bytes_NTHWC if self._is_compiled(part) and not mixing else self._floats(bytes_NTHWC)
-        labels = torch.from_numpy(block.labels_N[part.clips.start : part.clips.stop].copy()).to(self._session.device)
+        labels = uploaded(_tensor(block.labels_N[part.clips.start : part.clips.stop]), self._session.device)
         if not mixing:
             return clips, Targets(labels)
         firsts = itertools.accumulate(part.groups.sizes[:-1], initial=part.clips.start)
@@ -308,7 +310,7 @@ class Worker:
             for part in parts:
                 assert block is not None
                 set_groups(self.module, part.groups)
-                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64))
+                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64, device=self._session.device))
                 self._logits(self.module, self.clips(block, part.clips))
         self.commit()
 
