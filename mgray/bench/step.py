@@ -32,7 +32,7 @@ from mgray.model.dropout import convert_dropout
 from mgray.model.flops import CLASSES, ModelCost
 from mgray.model.norm import defer_running_stats
 from mgray.plan import BatchShape, Plan, share_of
-from mgray.train.loop import channels_last
+from mgray.train.compile import channels_last
 from mgray.train.optimizer import build_optimizer
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker

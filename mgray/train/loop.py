@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgray.check import differences
 from mgray.config import Run
@@ -46,7 +46,7 @@ from mgray.train.checkpoint import (
     write_checkpoint,
     write_schedule,
 )
-from mgray.train.compile import COMPILED, keep_graphs
+from mgray.train.compile import COMPILED, channels_last, keep_graphs
 from mgray.train.evaluate import evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.load import LoadSampler
@@ -86,16 +86,6 @@ class _Done:
     step_s: float
     wait_s: float
     train_s: float
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """Lay a model's weights out channels last, in place."""
-    model = model.to(memory_format=torch.channels_last_3d)
-    for weight in model.parameters():
-        if weight.dim() == 5 and weight.shape[2:].numel() == 1:
-            # 1x1x1 kernels have either layout; DDP wants the strides that their gradients get
-            weight.data = weight.data.contiguous()
-    return model
 
 
 class Loop:

@@ -23,8 +23,7 @@ from mgray.model.dropout import convert_dropout
 from mgray.model.norm import convert_batchnorm, defer_running_stats
 from mgray.plan import BatchShape, share_of
 from mgray.train import step as step_module
-from mgray.train.compile import compile_model
-from mgray.train.loop import channels_last
+from mgray.train.compile import channels_last, compile_model
 from mgray.train.optimizer import build_optimizer
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
