@@ -100,6 +100,7 @@ def test_every_model_is_counted() -> None:
 
 @pytest.mark.parametrize("name", [name for name in COUNTS if name in MODELS])
 def test_torchvision_s_figures_are_its_own(name: str) -> None:
+    """They are counted in test_zoo.py."""
     meta = get_model_weights(name).DEFAULT.meta
     count = COUNTS[name]
     assert (meta["num_params"] / 1e6, meta["_ops"]) == (count.published_m, count.published_gflops)
@@ -123,7 +124,7 @@ def test_the_documents_have_these_figures(name: str) -> None:
         assert numbers == pytest.approx(wanted, abs=0.051)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", [name for name in COUNTS if name not in MODELS])
 def test_parameters_and_multiply_adds(name: str) -> None:
     count = COUNTS[name]
     cost = ModelCost(count.section, CLASSES)
