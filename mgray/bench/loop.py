@@ -37,7 +37,8 @@ from mgray.model import MODELS, build_model
 from mgray.model.norm import defer_running_stats, set_groups
 from mgray.plan import Plan, share_of
 from mgray.plan.state import ScheduleState
-from mgray.train.loop import Loop, channels_last
+from mgray.train.compile import channels_last
+from mgray.train.loop import Loop
 from mgray.train.optimizer import build_optimizer
 from mgray.train.session import FEED, RaySession
 from mgray.train.step import Worker

@@ -1,5 +1,6 @@
 """What grouped batch norm costs: forward and backward of `GroupedBatchNorm3d` and of `nn.BatchNorm3d` on the same tensor, in turn.
 
+A group that spans ranks is measured too, on a process group of this process alone: all its work but what goes over a network.
 Running statistics of the grouped norm are not in it: `commit_running_stats` updates those of all norms once a step.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -44,6 +46,8 @@ class NormTime:
     layout: str
     precision: str
     groups: int
+    spanning: bool
+    """Its statistics are sought by way of a process group."""
     seconds: float
     """Of forward and backward, median over the rounds; `plain_seconds` likewise."""
     plain_seconds: float
@@ -57,7 +61,8 @@ class NormTime:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "shape": list(self.shape), "layout": self.layout, "precision": self.precision, "groups": self.groups, "mb": self.bytes / 1e6,
+            "shape": list(self.shape), "layout": self.layout, "precision": self.precision, "groups": self.groups,
+            "spanning": self.spanning, "mb": self.bytes / 1e6,
             "ms": 1e3 * self.seconds, "plain_ms": 1e3 * self.plain_seconds, "ratio": self.ratio, "met": self.ratio <= GOAL,
         }  # fmt: skip
 
@@ -86,7 +91,8 @@ class NormBench:
             next(column for column in table.columns if column.header == name).justify = "right"
         for row in self.rows:
             table.add_row(
-                "x".join(map(str, row.shape)), f"{row.bytes / 1e6:.1f}", row.layout, row.precision, str(row.groups),
+                "x".join(map(str, row.shape)), f"{row.bytes / 1e6:.1f}", row.layout, row.precision,
+                "over ranks" if row.spanning else str(row.groups),
                 f"{1e3 * row.seconds:.3f}", f"{1e3 * row.plain_seconds:.3f}", f"{row.ratio:.2f}",
             )  # fmt: skip
         return table
@@ -107,18 +113,46 @@ def measure(device: str, rounds: int) -> NormBench:
         (shape, layout, precision) for precision in precisions for shape in SHAPES[place.type] for layout in LAYOUTS
     ]
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        rows = [_measured(*tensor, place, rounds) for tensor in bar.track(tensors, description="norm")]
+    with (
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+        _process_group(place) as alone,
+    ):
+        jobs: list[tuple[tuple[int, ...], str, str, dist.ProcessGroup | None]] = [(*tensor, None) for tensor in tensors]
+        spanning = [((GROUP, *shape[1:]), layout, precision, alone) for shape, layout, precision in tensors]
+        jobs += dict.fromkeys(spanning)
+        rows = [
+            _measured(shape, layout, precision, place, rounds, group)
+            for shape, layout, precision, group in bar.track(jobs, description="norm")
+        ]
     return NormBench(device=name_of(place), rounds=rounds, rows=tuple(rows))
 
 
-def _measured(shape: tuple[int, ...], layout: str, precision: str, device: torch.device, rounds: int) -> NormTime:
+@contextlib.contextmanager
+def _process_group(device: torch.device) -> Iterator[dist.ProcessGroup]:
+    """One of this process alone."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        assert dist.group.WORLD is not None
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
+def _measured(
+    shape: tuple[int, ...],
+    layout: str,
+    precision: str,
+    device: torch.device,
+    rounds: int,
+    process_group: dist.ProcessGroup | None = None,
+) -> NormTime:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     grad_output = torch.randn_like(x)
     grouped, plain = GroupedBatchNorm3d(shape[1]).to(device), nn.BatchNorm3d(shape[1]).to(device)
-    grouped.groups, grouped.defer = BnGroups((GROUP,) * (shape[0] // GROUP)), True
+    grouped.groups, grouped.defer = BnGroups((GROUP,) * (shape[0] // GROUP), process_group), True
 
     def ours() -> None:
         _pass(grouped, x, grad_output)
@@ -130,7 +164,8 @@ def _measured(shape: tuple[int, ...], layout: str, precision: str, device: torch
     turns = list(_turns((ours, theirs), device, rounds, autocast=precision == "bfloat16"))
     own, other = (statistics.median(column) for column in zip(*turns, strict=True))
     return NormTime(
-        shape=shape, layout=layout, precision=precision, groups=len(grouped.groups.sizes), seconds=own, plain_seconds=other,
+        shape=shape, layout=layout, precision=precision, groups=len(grouped.groups.sizes),
+        spanning=process_group is not None, seconds=own, plain_seconds=other,
         ratio=statistics.median(mine / plain for mine, plain in turns),
     )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 Ours takes bytes from host memory: upload, normalisation, grouped batch norm, the update and running statistics are in its time.
 The plain module has torch's batch norm over the whole share, contiguous tensors, eager float32 as torch sets it up, torch's SGD, and
-gets normalised clips that lie on the device. Nothing is reduced over ranks.
+gets normalised clips that lie on the device. Nothing is reduced over ranks. Both lie on the device all the time; what the other holds
+is not counted in a side's memory, and on a GPU a pass before the timed one takes the allocator from the other's blocks to its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import nn
 
 from mgray.config import Run
 from mgray.data.source import Block
@@ -32,7 +34,8 @@ from mgray.model.dropout import convert_dropout
 from mgray.model.flops import CLASSES, ModelCost
 from mgray.model.norm import defer_running_stats
 from mgray.plan import BatchShape, Plan, share_of
-from mgray.train.loop import channels_last
+from mgray.train.compile import channels_last
+from mgray.train.memory import out_of_memory
 from mgray.train.optimizer import build_optimizer
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
@@ -233,6 +236,7 @@ def bench_step(
     After the `deadline` (of `time.monotonic`) no further batch is begun, nor a further round of one.
     """
     torch.manual_seed(0)
+    as_found = Kernels.now()
     model = convert_dropout(build_model(run.model, CLASSES))
     defer_running_stats(model)
     if run.train.channels_last:
@@ -240,6 +244,7 @@ def bench_step(
     session = LocalSession(Path("unused"), device=device)
     worker = Worker(session.prepare(model).train(), session, run.data, run.train)
     optimizer = build_optimizer(worker.module, run.train)
+    own_kernels = Kernels.now()
     plain = MODELS[run.model.name](run.model, CLASSES).to(device).train()
     plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.0, momentum=0.9, nesterov=True)
     cost = ModelCost(run.model, CLASSES)
@@ -253,6 +258,7 @@ def bench_step(
         block = _block(mine)
         floats, labels = worker.clips(block).contiguous(), torch.from_numpy(block.labels_N.copy()).to(device)
         keys = torch.arange(clips)
+        own_kernels.set()
         worker.warm_up(mine, groups)
 
         def ours(
@@ -265,7 +271,11 @@ def bench_step(
             F.cross_entropy(plain(floats), labels).backward()  # type: ignore[no-untyped-call]
             plain_optimizer.step()
 
-        own, other = _in_turn((ours, theirs), device, rounds, deadline)
+        sides = (
+            Side(ours, own_kernels, lambda: held_by(worker.module, optimizer)),
+            Side(theirs, as_found, lambda floats=floats: floats.nbytes + held_by(plain, plain_optimizer)),  # type: ignore[misc]
+        )
+        own, other = _in_turn(sides, device, rounds, deadline)
         assert own is not None
         parts = worker.micro_batches(mine, groups)
         yield StepTime(
@@ -280,8 +290,44 @@ def _block(shape: BatchShape) -> Block:
     return Block(0, 0, np.random.default_rng(0).integers(0, 256, size, np.uint8), count % CLASSES, count, count)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernels:
+    """torch's choice of kernels, which holds for the whole process."""
+
+    benchmark: bool
+    tf32: bool
+    matmul: str
+
+    @classmethod
+    def now(cls) -> Kernels:
+        cudnn = torch.backends.cudnn
+        return cls(benchmark=cudnn.benchmark, tf32=cudnn.allow_tf32, matmul=torch.get_float32_matmul_precision())
+
+    def set(self) -> None:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = self.benchmark, self.tf32
+        torch.set_float32_matmul_precision(self.matmul)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One way to compute a step."""
+
+    step: Callable[[], None]
+    kernels: Kernels
+    held: Callable[[], int]
+    """Bytes that it has on the device between two steps."""
+
+
+def held_by(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of weights, gradients, buffers and the optimizer's state."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def _in_turn(
-    ways: tuple[Callable[[], None], Callable[[], None]], device: torch.device, rounds: int, deadline: float
+    sides: tuple[Side, Side], device: torch.device, rounds: int, deadline: float
 ) -> tuple[Timed | None, Timed | None]:
     """Time two ways to compute in turn, the first pass of each left out; None for the second where memory runs out.
 
@@ -290,28 +336,32 @@ def _in_turn(
     seconds: tuple[list[float], list[float]] = ([], [])
     peaks: list[float | None] = [None, None]
     fits = [True, True]
+    cuda = device.type == "cuda"
     for number in range(rounds + 1):
         if number > 1 and time.monotonic() >= deadline:
             break
-        for which, way in enumerate(ways):
+        for which, side in enumerate(sides):
             if not fits[which]:
                 continue
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-                torch.cuda.reset_peak_memory_stats(device)
-            started = time.perf_counter()
+            side.kernels.set()
             try:
-                way()
-            except torch.OutOfMemoryError:
-                if which == 0:
+                if cuda:
+                    side.step()
+                    torch.cuda.synchronize(device)
+                    torch.cuda.reset_peak_memory_stats(device)
+                started = time.perf_counter()
+                side.step()
+                if cuda:
+                    torch.cuda.synchronize(device)
+            except RuntimeError as error:
+                if which == 0 or not out_of_memory(error):
                     raise
                 fits[which] = False
                 continue
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-                peaks[which] = torch.cuda.max_memory_allocated(device) / 2**30
             if number:
                 seconds[which].append(time.perf_counter() - started)
+            if cuda:
+                peaks[which] = (torch.cuda.max_memory_allocated(device) - sides[1 - which].held()) / 2**30
     own, other = (
         Timed(seconds=statistics.median(times), rounds=len(times), peak_gib=peak) if fit else None
         for times, peak, fit in zip(seconds, peaks, fits, strict=True)

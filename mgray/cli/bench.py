@@ -15,9 +15,9 @@ import tyro
 from rich.console import Console
 
 from mgray.cli.parse import Command, parse, workload
-from mgray.config import DataSection
+from mgray.config import DataSection, ModelSection
 from mgray.errors import ConfigError
-from mgray.model import check_model
+from mgray.model import MODELS, check_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,10 @@ class BenchQualityArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchStepArguments:
-    workload: Annotated[str, tyro.conf.arg(metavar="NAME")] = "demo"
-    """The workload whose model and batches are measured, and those of its baseline."""
+    workload: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """The workload whose model and batches are measured, and those of its baseline; default: demo, with --model kinetics400_slowfast_r50."""
+    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """Another model on those batches: a name as of model.name, with _rDEPTH for another depth than 50 (slowfast_r50, slow_r101, s3d)."""
     device: typing.Literal["auto", "cpu", "cuda"] = "auto"
     """Where; auto is a GPU where torch sees one."""
     share: Annotated[int, tyro.conf.arg(metavar="WORKERS")] = 1
@@ -145,7 +147,9 @@ def _bench_step(arguments: Sequence[str]) -> None:
             raise ConfigError(name, getattr(command, name), "must be at least 1", "give a positive whole number")
     if not command.budget > 0:
         raise ConfigError("budget", command.budget, "must be positive", "give seconds")
-    run = workload(command.workload)
+    run = workload(command.workload or ("kinetics400_slowfast_r50" if command.model else "demo"))
+    if command.model:
+        run = dataclasses.replace(run, model=_model(command.model, run.model))
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=command.compile))
     check_model(run.model)
     from mgray.bench.step import measure
@@ -163,6 +167,14 @@ def _bench_step(arguments: Sequence[str]) -> None:
         Console().print(result.table())
     if result.interrupted:
         raise KeyboardInterrupt
+
+
+def _model(name: str, section: ModelSection) -> ModelSection:
+    """The section of a model such as slowfast_r50, of published width, with a workload's dropout."""
+    base, _, depth = name.rpartition("_r")
+    if name in MODELS or base not in MODELS or not depth.isdecimal():
+        return ModelSection(name=name, dropout=section.dropout)
+    return ModelSection(name=base, depth=int(depth), dropout=section.dropout)
 
 
 def _bench_norm(arguments: Sequence[str]) -> None:
@@ -266,6 +278,7 @@ BENCH = Command(
     examples=(
         "mgray bench loop --workers 2 --rounds 9",
         "mgray bench step --workload kinetics400_slowfast_r50 --share 8 --json > steps.json",
+        "mgray bench step --model slowfast_r50 --device cuda",
         "mgray bench step --workload demo --budget 60",
         "mgray bench norm --device cpu",
         "mgray bench feed --quick",

@@ -24,8 +24,6 @@ from mgray.model import build_model
 from mgray.model.resnet3d import ARCHITECTURES, LAYOUTS, SLOW, Layout, spans
 
 FORMAT, VERSION = "mgray weights", 1
-SHOWN_KEYS = 12
-"""Keys that an error lists; it counts the rest."""
 COUNTER = "num_batches_tracked"
 """Buffer that no result depends on (the momentum of our norms is set); old files lack it."""
 
@@ -405,7 +403,5 @@ def _fitted(value: Tensor, like: Tensor) -> Tensor | None:
 
 
 def listed(keys: Iterable[str]) -> str:
-    """Keys in order, the first `SHOWN_KEYS` of them."""
-    ordered = sorted(keys)
-    rest = len(ordered) - SHOWN_KEYS
-    return ", ".join(ordered[:SHOWN_KEYS]) + (f" and {rest} more" if rest > 0 else "")
+    """Keys in order, all of them: which are wrong is what an error has to say."""
+    return ", ".join(sorted(keys))

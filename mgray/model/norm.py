@@ -3,8 +3,7 @@
 The reference calls it sub-batch norm within a device and sync batch norm over several (paper, section 3.3). Here the
 groups belong to the global batch, so a step normalises alike on any number of ranks.
 
-Shape suffixes: N clips of this rank, C channels, X the product of the remaining dimensions, G groups, K norms,
-R ranks.
+Shape suffixes: N clips of this rank, C channels, G groups, K norms.
 """
 
 from __future__ import annotations
@@ -18,6 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from mgray.model.strides import dense, layout_of, stats_dtype
+from mgray.model.sync_norm import synchronised_norm
+from mgray.model.upload import uploaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
         alike = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
         for part, (size, count) in zip(torch.split(input, [size * count for size, count in alike]), alike, strict=True):
             # [G * n, C, T, H, W] -> [G, n, C, T, H, W]
-            x_GnCTHW = _at_least_float32(part).view(count, size, *part.shape[1:])
+            x_GnCTHW = part.to(stats_dtype(part)).view(count, size, *part.shape[1:])
             dims = [1, *range(3, x_GnCTHW.dim())]
             var, mean = torch.var_mean(x_GnCTHW, dims, correction=0, keepdim=True)
             rstd = (var + self.eps).rsqrt()
@@ -123,7 +126,7 @@ class GroupedBatchNorm3d(nn.BatchNorm3d):
         self.compiled_stats = None
 
     def _synchronised(self, input: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
-        output, mean_C, rstd_C = _SynchronisedNorm.apply(input, self.weight, self.bias, self.eps, process_group)
+        output, mean_C, rstd_C = synchronised_norm(input, self.weight, self.bias, self.eps, process_group)
         return output, mean_C.unsqueeze(0), rstd_C.unsqueeze(0)
 
 
@@ -137,7 +140,7 @@ class _LocalNorm(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, sizes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        input = _dense(input, _layout(input))
+        input = dense(input, layout_of(input))
         output = torch.empty_like(input)
         stats_2GC = torch.empty((2, len(sizes), input.shape[1]), dtype=_stats_dtype(input, weight), device=input.device)
         parts = zip(torch.split(input, list(sizes)), torch.split(output, list(sizes)), *stats_2GC, strict=True)
@@ -154,7 +157,7 @@ class _LocalNorm(torch.autograd.Function):
         grad_input = torch.empty_like(input)
         affine = weight is not None
         grads = []
-        gradient = _dense(gradients[0], _layout(input))
+        gradient = dense(gradients[0], layout_of(input))
         parts = zip(
             *(torch.split(tensor, ctx.sizes) for tensor in (gradient, input, grad_input)), *stats_2GC, strict=True
         )
@@ -170,78 +173,10 @@ class _LocalNorm(torch.autograd.Function):
         return grad_input, grad_weight, grad_bias, None, None
 
 
-def _layout(input: Tensor) -> torch.memory_format:
-    last = input.is_contiguous(memory_format=torch.channels_last_3d)
-    return torch.channels_last_3d if last and not input.is_contiguous() else torch.contiguous_format
-
-
-def _dense(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """The tensor in a layout that torch's kernels write right: into memory of other strides they write wrong values."""
-    return tensor.contiguous(memory_format=layout)
-
-
 def _stats_dtype(input: Tensor, weight: Tensor | None) -> torch.dtype:
     if weight is not None:
         return weight.dtype
-    return input.dtype if input.device.type == "cpu" else _at_least_float32(input.new_empty(0)).dtype
-
-
-class _SynchronisedNorm(torch.autograd.Function):
-    """Batch norm whose statistics span the ranks of a process group: one collective forward, one backward.
-
-    Returns output, mean and reciprocal standard deviation (float64). Gradients of weight and bias are those of this
-    rank's clips.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        process_group: dist.ProcessGroup,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x_NCX = _at_least_float32(input)
-        dims = [0, *range(2, x_NCX.dim())]
-        var_C, mean_C = torch.var_mean(x_NCX, dims, correction=0)
-        mine = torch.cat([mean_C, var_C, mean_C.new_full((1,), x_NCX.numel() // x_NCX.shape[1])])
-        rows = [torch.empty_like(mine) for _ in range(process_group.size())]
-        dist.all_gather(rows, mine, group=process_group)
-        rows_RM = torch.stack(rows).double()
-        weight_R1 = rows_RM[:, -1:] / rows_RM[:, -1].sum()
-        mean_RC, var_RC = rows_RM[:, :-1].chunk(2, dim=1)
-        total_mean = (weight_R1 * mean_RC).sum(0)
-        total_var = (weight_R1 * (var_RC + (mean_RC - total_mean).square())).sum(0)
-        shape = (1, -1, *[1] * (x_NCX.dim() - 2))
-        total_rstd = (total_var + eps).rsqrt()
-        mean, rstd = total_mean.to(x_NCX.dtype).view(shape), total_rstd.to(x_NCX.dtype).view(shape)
-        ctx.save_for_backward(input, weight, mean, rstd)
-        ctx.process_group, ctx.count, ctx.dims = process_group, rows_RM[:, -1].sum().to(x_NCX.dtype), dims
-        output = (x_NCX - mean) * rstd
-        if weight is not None and bias is not None:
-            output = output * weight.view(shape) + bias.view(shape)
-        ctx.mark_non_differentiable(total_mean, total_rstd)
-        return output.to(input.dtype), total_mean, total_rstd
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
-        input, weight, mean, rstd = ctx.saved_tensors
-        gradient = _at_least_float32(gradients[0])
-        normal = (_at_least_float32(input) - mean) * rstd
-        sums_2C = torch.stack([gradient.sum(ctx.dims), (gradient * normal).sum(ctx.dims)])
-        total_2C = sums_2C.clone()
-        dist.all_reduce(total_2C, group=ctx.process_group)
-        mean_gradient, mean_product = (total_2C / ctx.count).view(2, *mean.shape)
-        scale = rstd if weight is None else rstd * weight.view(mean.shape)
-        grad_input = (scale * (gradient - mean_gradient - normal * mean_product)).to(input.dtype)
-        if weight is None:
-            return grad_input, None, None, None, None
-        return grad_input, sums_2C[1].to(weight.dtype), sums_2C[0].to(weight.dtype), None, None
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return input.dtype if input.device.type == "cpu" else stats_dtype(input)
 
 
 def grouped_norms(model: nn.Module) -> Iterator[GroupedBatchNorm3d]:
@@ -299,11 +234,12 @@ def commit_running_stats(
     used_K = counts_2K[0] > 0
     torch._foreach_add_(batches, list(used_K.unbind()))
     # weights stay tensors, so that nothing waits for the device
-    momentum_K = counts_2K.new_tensor([math.nan if norm.momentum is None else norm.momentum for norm in norms])
+    momenta = [math.nan if norm.momentum is None else norm.momentum for norm in norms]
+    momentum_K = uploaded(torch.tensor(momenta, dtype=counts_2K.dtype), counts_2K.device)
     momentum_K = torch.where(
         momentum_K.isnan(), torch.stack(batches).clamp_min(1).to(momentum_K.dtype).reciprocal(), momentum_K
     )
-    repeats = torch.tensor(channels, device=counts_2K.device)
+    repeats = uploaded(torch.tensor(channels), counts_2K.device)
     clips_C, elements_C, weight_C = torch.stack([*counts_2K, momentum_K * used_K]).repeat_interleave(
         repeats, dim=1, output_size=sum(channels)
     )
@@ -331,7 +267,7 @@ def _clip_sums(norms: list[GroupedBatchNorm3d]) -> Tensor:
             mean_GC = torch.cat([item.mean_GC for item in stats], dim=1).double()
             rstd_GC = torch.cat([item.rstd_GC for item in stats], dim=1).double()
             square_GC = (rstd_GC.square().reciprocal() - eps).clamp_min(0.0) + mean_GC.square()
-            clips_G1 = mean_GC.new_tensor(sizes).unsqueeze(1)
+            clips_G1 = uploaded(torch.tensor(sizes, dtype=mean_GC.dtype), mean_GC.device).unsqueeze(1)
             total_2C += (torch.stack([mean_GC, square_GC]) * clips_G1).sum(1)
         sums.update(zip(members, torch.split(total_2C, channels, dim=1), strict=True))
     return torch.cat([sums[index] for index in range(len(norms))], dim=1)
@@ -343,4 +279,4 @@ def _counts(norms: list[GroupedBatchNorm3d]) -> Tensor:
     elements = [sum(sum(stats.sizes) * stats.elements for stats in norm.pending) for norm in norms]
     running_mean = norms[0].running_mean
     assert running_mean is not None
-    return torch.tensor([clips, elements], dtype=torch.float64, device=running_mean.device)
+    return uploaded(torch.tensor([clips, elements], dtype=torch.float64), running_mean.device)

@@ -1,4 +1,4 @@
-"""How a model is computed: torch.compile with one static graph for each shape of clips, and the choice of CUDA kernels."""
+"""How a model is computed: its layout, torch.compile with one static graph for each shape of clips, and the choice of CUDA kernels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ COMPILED = "compiled"
 """Folder of a storage that holds compiled graphs, for all its runs."""
 RECOMPILE_LIMIT = 256
 """Shapes that a model may be compiled for; dynamo gives up after 8 by default, which the paper's schedule has."""
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay a model's weights out channels last, in place."""
+    model = model.to(memory_format=torch.channels_last_3d)
+    for weight in model.parameters():
+        if weight.dim() == 5 and weight.shape[2:].numel() == 1:
+            # 1x1x1 kernels have either layout; DDP wants the strides that their gradients get
+            weight.data = weight.data.contiguous()
+    return model
 
 
 def keep_graphs(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgray.config import Run
 from mgray.data.shards.shard_set import ShardSet
@@ -28,6 +28,7 @@ from mgray.ledger import LedgerWriter
 from mgray.model import build_model
 from mgray.model.dropout import convert_dropout
 from mgray.model.norm import defer_running_stats
+from mgray.model.upload import uploaded
 from mgray.plan import ClipShape, Plan, Step, eval_steps, progress_at, sample_at
 from mgray.plan.adaptive import is_due, is_flat, is_open
 from mgray.plan.state import Amendment, Departure, ScheduleState, segments_of
@@ -41,7 +42,7 @@ from mgray.train.checkpoint import (
     write_schedule,
 )
 from mgray.train.clips import clip_checksum, clip_keys
-from mgray.train.compile import COMPILED, keep_graphs
+from mgray.train.compile import COMPILED, channels_last, keep_graphs
 from mgray.train.evaluate import Note, evaluate, precise_bn, validation_source
 from mgray.train.initial import load_initial
 from mgray.train.load import LoadSampler
@@ -81,16 +82,6 @@ class _Known:
     """Steps after which to validate."""
 
 
-def channels_last(model: nn.Module) -> nn.Module:
-    """Lay a model's weights out channels last, in place."""
-    model = model.to(memory_format=torch.channels_last_3d)
-    for weight in model.parameters():
-        if weight.dim() == 5 and weight.shape[2:].numel() == 1:
-            # 1x1x1 kernels have either layout; DDP wants the strides that their gradients get
-            weight.data = weight.data.contiguous()
-    return model
-
-
 class Loop:
     """Trains a run on one rank, from its newest checkpoint to its end."""
 
@@ -110,7 +101,7 @@ class Loop:
             model = channels_last(model)
         if run.train.compile:
             keep_graphs(folder.parent / COMPILED)
-        memory = GroupsAtOnce(folder / MICRO_BATCHES, memory_key(run, session.device))
+        memory = GroupsAtOnce(folder / MICRO_BATCHES, memory_key(run, session.device, session.world_size))
         base = ClipShape(run.plan.frames, run.plan.crop, run.plan.crop)
         self.worker = Worker(session.prepare(model), session, run.data, run.train, memory, base)
         self.optimizer = build_optimizer(self.worker.module, run.train)
@@ -306,7 +297,8 @@ class Loop:
         if self.average is not None:
             self.average.update(step.shape.clips, step.first_position)
         num_faults = self._quarantine.note("train", step.index, block)
-        return torch.cat([sums, sums.new_tensor([0.0 if block is None else clip_checksum(block), num_faults])])
+        noted = torch.tensor([0.0 if block is None else clip_checksum(block), num_faults], dtype=sums.dtype)
+        return torch.cat([sums, uploaded(noted, sums.device)])
 
     def _check(self, block: Block | None, step: Step) -> None:
         """A block has to be the planned one: a mix-up would train on the wrong clips without a sign of it."""

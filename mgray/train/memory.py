@@ -8,13 +8,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from mgray.config import Run
+from mgray.config import Run, TrainSection
 from mgray.jsonfile import write_json
 from mgray.plan import BatchShape
 
 MICRO_BATCHES = "micro_batches.json"
-"""File in a run's folder with what was found, by device and model, then by batch."""
+"""File in a run's folder with what was found, by devices and model, then by batch."""
+_SAID = (
+    "out of memory",
+    "unable to find an engine",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What errors say where a library, and not torch's allocator, found no memory; cuDNN has no engine where no workspace fits."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory was full (torch has a class of its own for just some of these).
+
+    One of a collective is none: the other ranks do not do theirs anew.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, dist.DistError)
+        and any(said in str(error) for said in _SAID)
+    )
+
+
+def bytes_to_come(model: nn.Module, section: TrainSection) -> int:
+    """Memory that a run takes beside a step: the optimizer's moments, and the copies that a checkpoint is written from."""
+    state: int = sum(value.nbytes for value in model.state_dict().values())
+    moments: int = sum(value.nbytes for value in model.parameters()) * (2 if section.optimizer == "adamw" else 1)
+    copies = state + moments + (state if section.ema else 0)
+    return moments + copies
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
@@ -28,15 +60,21 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def memory_key(run: Run, device: torch.device) -> str:
-    """What the memory of a step depends on besides its batch: the device, the model, and how it computes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def memory_key(run: Run, device: torch.device, world_size: int) -> str:
+    """What the memory of a step depends on besides its batch: the kinds of devices, the model, and how it computes.
+
+    The same on every rank; all have to ask.
+    """
+    names = [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
+    if device.type == "cuda" and world_size > 1:
+        mine, names = names[0], names * world_size
+        dist.all_gather_object(names, mine)
     train = run.train
     tree = {
         "model": run.to_json()["model"] | {"init": ""},
         "train": [train.precision, train.channels_last, train.mixup > 0 or train.cutmix > 0],
     }
-    return f"{name}, model {hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]}"
+    return f"{' + '.join(sorted(set(names)))}, model {hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 class GroupsAtOnce:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mgray.config import TrainSection
 from mgray.model.norm import BnGroups
+from mgray.model.upload import uploaded
 
 _STREAM = 0x6D6978
 """Keeps these draws apart from others of the same seed."""
@@ -121,7 +122,7 @@ def mix_groups(
         strict=True,
     )
     own = [mix.own for mix, size in zip(mixes, groups.sizes, strict=True) for _ in range(size)]
-    own_N = torch.tensor(own, dtype=clips_NCTHW.dtype, device=clips_NCTHW.device)
+    own_N = uploaded(torch.tensor(own, dtype=clips_NCTHW.dtype), clips_NCTHW.device)
     targets = Targets(labels_N, partners_of(labels_N, groups), own_N)
     return torch.cat([mixed(clips, partners, mix) for clips, partners, mix in parts]), targets
 

@@ -22,10 +22,11 @@ from mgray.data.source import Block
 from mgray.errors import TrainingError
 from mgray.model.dropout import set_clip_keys
 from mgray.model.norm import BnGroups, commit_running_stats, grouped_norms, set_groups
+from mgray.model.upload import uploaded
 from mgray.plan import BatchShape, ClipShape, Share, share_of
 from mgray.train.augment import augmented
 from mgray.train.compile import compile_model, set_kernels
-from mgray.train.memory import GroupsAtOnce, largest_that_fits
+from mgray.train.memory import GroupsAtOnce, bytes_to_come, largest_that_fits, out_of_memory
 from mgray.train.mix import Targets, mix_groups
 from mgray.train.optimizer import match_strides
 from mgray.train.session import Session, unwrapped
@@ -146,7 +147,9 @@ class Worker:
         """`_accumulate`, or None where it has run out of memory and can be done anew with fewer BN groups at once."""
         try:
             return self._accumulate(block, shape, bn_groups, keys_N)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             self._compute_fewer(block, shape, bn_groups, error)
             return None  # the failed try's tensors go with its exception
 
@@ -164,7 +167,8 @@ class Worker:
             last = number == len(parts) - 1
             with self._gradients_stay_local(not last):
                 set_groups(self.module, part.groups)
-                set_clip_keys(self.module, keys_N[part.clips.start : part.clips.stop].to(self._session.device))
+                keys = keys_N[part.clips.start : part.clips.stop]
+                set_clip_keys(self.module, uploaded(keys, self._session.device))
                 clips, targets = self._batch(block, part)
                 logits = self._logits(self.model, clips, compiled=self._is_compiled(part))
                 self._reducing = last and self._session.world_size > 1
@@ -181,14 +185,12 @@ class Worker:
         for norm in self._norms:
             norm.pending, norm.compiled_stats = (), None
 
-    def _compute_fewer(
-        self, block: Block | None, shape: BatchShape, bn_groups: int, error: torch.OutOfMemoryError
-    ) -> None:
+    def _compute_fewer(self, block: Block | None, shape: BatchShape, bn_groups: int, error: RuntimeError) -> None:
         """Halve the BN groups that are computed at once for a batch, from now on.
 
         Raises:
             TrainingError: one group alone does not fit.
-            torch.OutOfMemoryError: other ranks have this rank's gradients in part already; an attempt from the last checkpoint
+            RuntimeError: `error`, where other ranks have this rank's gradients in part already; an attempt from the last checkpoint
                 computes fewer groups.
         """
         share = self._share(shape, bn_groups)
@@ -200,7 +202,7 @@ class Worker:
             raise error
 
     def warm_up(self, shape: BatchShape, bn_groups: int) -> bool:
-        """Find how many BN groups of a batch fit in memory and compile its graph, before its phase begins.
+        """Find how many BN groups of a batch fit in memory, and its kernels or its graph, before its phase begins.
 
         Blank clips go forward and back, and nothing of them remains. Every rank has to take part, and all take the smallest number.
 
@@ -214,44 +216,66 @@ class Worker:
         # a group that spans ranks cannot be cut further, and its collectives are not compiled
         if min(bn_groups, shape.clips) < session.world_size:
             return False
-        if not self._tries_memory or self.memory.get(shape, bn_groups, session.world_size) is not None:
-            return self._train.compile and self._fits(shape, bn_groups, self._groups_at_once(shape, bn_groups))
-        tried = largest_that_fits(lambda at_once: self._fits(shape, bn_groups, at_once), len(share.groups))
-        found = torch.tensor(tried, device=session.device)
-        if session.world_size > 1:
-            dist.all_reduce(found, dist.ReduceOp.MIN)
+        if not self._tries_memory:
+            if self._train.compile or self._uploads is not None:
+                return self._fits(shape, bn_groups, self._groups_at_once(shape, bn_groups))
+            return False
+        # what one rank does not know, all try: a table may have reached just some of them
+        known = self._least(self.memory.get(shape, bn_groups, session.world_size) or 0)
+        groups = len(share.groups)
+        most = min(groups, known or groups)
+        tried = largest_that_fits(lambda at_once: self._fits(shape, bn_groups, at_once), most)
+        # a rank of fewer groups than others says nothing of more
+        most_of_all = -(-min(bn_groups, shape.clips) // session.world_size)
+        found = self._least(tried if tried < most else known or most_of_all)
         if not found:
             raise _does_not_fit(shape, max(map(len, share.groups)))
-        self.memory.put(shape, bn_groups, session.world_size, int(found), store=session.rank == 0)
-        if self._train.compile and found < tried:
-            self._fits(shape, bn_groups, int(found))
+        self.memory.put(shape, bn_groups, session.world_size, found, store=session.rank == 0 and found != known)
+        if found < tried:
+            self._fits(shape, bn_groups, found)
         return True
+
+    def _least(self, number: int) -> int:
+        """The smallest of all ranks' numbers."""
+        if self._session.world_size == 1:
+            return number
+        found = torch.tensor(number, device=self._session.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
 
     def _is_compiled(self, part: MicroBatch) -> bool:
         return self._train.compile and part.groups.process_group is None
 
     def _fits(self, shape: BatchShape, bn_groups: int, at_once: int) -> bool:
         """Whether this rank's share of a batch can be computed with `at_once` of its BN groups at once."""
-        share = self._share(shape, bn_groups)
+        try:
+            self._compute_blank(shape, self._share(shape, bn_groups), at_once)
+            return True
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        finally:
+            self._forget()
+            _release_memory(self._session.device)
+
+    def _compute_blank(self, shape: BatchShape, share: Share, at_once: int) -> None:
+        """Blank clips forward and back, beside as much memory as the run takes later."""
         count = len(share.clips)
         blank = np.zeros(count, np.int64)
         block = Block(
             0, 0, np.zeros((count, shape.frames, shape.height, shape.width, 3), np.uint8), blank, blank, blank
         )
-        try:
-            for part in self._parts(share, at_once):
-                set_groups(self.module, part.groups)
-                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64, device=self._session.device))
-                clips, targets = self._batch(block, part)
-                # not by way of DDP: other ranks may be at another number
-                logits = self._logits(self.module, clips, compiled=self._is_compiled(part))
-                targets.loss(logits, self._train.label_smoothing).backward()  # type: ignore[no-untyped-call]
-            return True
-        except torch.OutOfMemoryError:
-            return False
-        finally:
-            self._forget()
-            _release_memory(self._session.device)
+        to_come = bytes_to_come(self.module, self._train) if self._tries_memory else 0
+        held = torch.empty(to_come, dtype=torch.uint8, device=self._session.device)
+        for part in self._parts(share, at_once):
+            set_groups(self.module, part.groups)
+            set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64, device=self._session.device))
+            clips, targets = self._batch(block, part)
+            # not by way of DDP: other ranks may be at another number
+            logits = self._logits(self.module, clips, compiled=self._is_compiled(part))
+            targets.loss(logits, self._train.label_smoothing).backward()  # type: ignore[no-untyped-call]
+        del held
 
     def _batch(self, block: Block, part: MicroBatch) -> tuple[Tensor, Targets]:
         """The clips of a part, mixed where the run mixes, or its bytes for a compiled graph; and what their logits are compared with."""
@@ -261,7 +285,7 @@ class Worker:
             places = block.positions_N[part.clips.start : part.clips.stop].tolist()
             bytes_NTHWC = augmented(bytes_NTHWC, places, self._train.seed, self._magnitude(bytes_NTHWC))
         clips = bytes_NTHWC if self._is_compiled(part) and not mixing else self._floats(bytes_NTHWC)
-        labels = torch.from_numpy(block.labels_N[part.clips.start : part.clips.stop].copy()).to(self._session.device)
+        labels = uploaded(_tensor(block.labels_N[part.clips.start : part.clips.stop]), self._session.device)
         if not mixing:
             return clips, Targets(labels)
         firsts = itertools.accumulate(part.groups.sizes[:-1], initial=part.clips.start)
@@ -280,11 +304,13 @@ class Worker:
 
     def observe(self, block: Block | None, shape: BatchShape, bn_groups: int) -> None:
         """Let a batch pass only for its batch-norm statistics."""
+        # every rank has to meet in the making of process groups, one without clips too
+        parts = self.micro_batches(shape, bn_groups)
         with torch.no_grad():
-            for part in self.micro_batches(shape, bn_groups) if block is not None else ():
+            for part in parts:
                 assert block is not None
                 set_groups(self.module, part.groups)
-                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64))
+                set_clip_keys(self.module, torch.zeros(len(part.clips), dtype=torch.int64, device=self._session.device))
                 self._logits(self.module, self.clips(block, part.clips))
         self.commit()
 

@@ -23,6 +23,7 @@ from mgray.data.source import Block, ValSource
 from mgray.errors import ConfigError
 from mgray.model import build_model
 from mgray.train.checkpoint import CheckpointMeta, read_tensors
+from mgray.train.compile import channels_last
 from mgray.train.session import LocalSession, Session
 from mgray.train.step import Worker
 
@@ -73,6 +74,8 @@ def trained_worker(folder: Path, meta: CheckpointMeta, session: LocalSession) ->
     model = build_model(run.model, len(meta.classes))
     if run.train.precision == "float64":
         model = model.double()
+    if run.train.channels_last:
+        model = channels_last(model)
     read_tensors(folder, model)
     worker = Worker(session.prepare(model), session, run.data, run.train)
     worker.module.eval()

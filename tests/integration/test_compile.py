@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,8 +24,7 @@ from mgray.model.dropout import convert_dropout
 from mgray.model.norm import convert_batchnorm, defer_running_stats
 from mgray.plan import BatchShape, share_of
 from mgray.train import step as step_module
-from mgray.train.compile import compile_model
-from mgray.train.loop import channels_last
+from mgray.train.compile import channels_last, compile_model, keep_graphs
 from mgray.train.optimizer import build_optimizer
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
@@ -41,7 +41,9 @@ SHAPES = ((BatchShape(8, 4, 16, 16), 2), (BatchShape(9, 2, 24, 24), 4), (BatchSh
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what was there comes back
+    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    keep_graphs(tmp_path / "compiled")
     torch._dynamo.reset()
     counters.clear()
 
@@ -86,8 +88,8 @@ def losses(ours: Worker, steps: int, shapes: Sequence[tuple[BatchShape, int]] = 
     return found
 
 
-def test_one_whole_graph_a_shape_with_the_losses_of_eager_training() -> None:
-    """Dropout and running statistics too; validation is eager and adds no graph."""
+def test_one_whole_graph_a_shape_with_the_losses_of_eager_training(tmp_path: Path) -> None:
+    """Dropout and running statistics too; validation is eager and adds no graph. A restart finds the graphs in the storage."""
     shapes = SHAPES[1:]
     ours = worker(TRAIN)
     before = {name: value.clone() for name, value in ours.module.state_dict().items()}
@@ -105,6 +107,10 @@ def test_one_whole_graph_a_shape_with_the_losses_of_eager_training() -> None:
     with torch.inference_mode():
         ours.predict(block(shapes[0][0], 0))
     assert counters["stats"]["unique_graphs"] == len(shapes)
+    assert not counters["aot_autograd"]["autograd_cache_hit"] and any((tmp_path / "compiled").rglob("*.so"))
+    torch._dynamo.reset()
+    worker(TRAIN).warm_up(*shapes[0])
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 1
 
 
 def test_slowfast_is_one_graph_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:

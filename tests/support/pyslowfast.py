@@ -1,6 +1,6 @@
 """PySlowFast's video ResNets in plain functional torch, straight from a state dict with the published names.
 
-Written from the published definition, without a module of mgray: what `mgray convert` is tested against.
+Written from the published definition, without a module of mgray: what `mgray convert` is tested against. `centred` frames are ours.
 """
 
 from __future__ import annotations
@@ -118,8 +118,11 @@ def with_sub_norms(state: State, splits: int = 2) -> State:
     return sub
 
 
-def forward(state: State, clips: Tensor, arch: str, *, alpha: int = 4) -> Tensor:
-    """Logits [N, classes] of clips [N, 3, T, H, W] in evaluation, the head pooling over all positions."""
+def forward(state: State, clips: Tensor, arch: str, *, alpha: int = 4, centred: bool = False) -> Tensor:
+    """Logits [N, classes] of clips [N, 3, T, H, W] in evaluation, the head pooling over all positions.
+
+    `centred` has the slow pathway's frames in the middle of the clip, and lateral connections about just these.
+    """
     state = {name: value.to(clips.dtype) for name, value in state.items()}
 
     def norm(x: Tensor, name: str) -> Tensor:
@@ -153,11 +156,17 @@ def forward(state: State, clips: Tensor, arch: str, *, alpha: int = 4) -> Tensor
     def fuse(paths: list[Tensor], stage: int) -> list[Tensor]:
         if len(paths) == 1:
             return paths
-        extra = F.relu(norm(conv(paths[1], f"s{stage}_fuse.conv_f2s", (alpha, 1, 1)), f"s{stage}_fuse.bn"))
+        name = f"s{stage}_fuse.conv_f2s"
+        wide = conv(paths[1], name)[:, :, middle] if centred else conv(paths[1], name, (alpha, 1, 1))
+        extra = F.relu(norm(wide, f"s{stage}_fuse.bn"))
         return [torch.cat([paths[0], extra], 1), paths[1]]
 
     paths = [clips]
-    if arch == "slowfast":
+    frames = clips.shape[2]
+    middle = [(frames - 1) % alpha // 2 + alpha * number for number in range(-(-frames // alpha))]
+    if arch == "slowfast" and centred:
+        paths = [clips[:, :, middle], clips]
+    elif arch == "slowfast":
         slow = torch.linspace(0, clips.shape[2] - 1, clips.shape[2] // alpha).long()
         paths = [clips.index_select(2, slow), clips]
     for path, x in enumerate(paths):

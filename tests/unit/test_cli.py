@@ -158,7 +158,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ["--runs", "--out"],
         ["--workload", "--workers", "--rounds"],
         ["--data", "--spans", "--levels", "--enlarge", "--quick", "--json", "--plot", "--ray", "--gop"],
-        ["--workload", "--device", "--share", "--scale-down", "--rounds", "--compile", "--budget", "--json"],
+        ["--workload", "--model", "--device", "--share", "--scale-down", "--rounds", "--compile", "--budget", "--json"],
         ["--device", "--rounds", "--json"],
         [
             "--name",

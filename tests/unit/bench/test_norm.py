@@ -21,23 +21,28 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_tensor_in_each_layout(small: None) -> None:
     result = measure("cpu", 2)
-    assert [(row.shape, row.layout) for row in result.rows] == [
+    grouped, spanning = result.rows[:4], result.rows[4:]
+    assert [(row.shape, row.layout) for row in grouped] == [
         (shape, layout) for shape in norm.SHAPES["cpu"] for layout in LAYOUTS
     ]
-    assert [row.groups for row in result.rows] == [2, 2, 1, 1] and result.rounds == 2
+    assert [row.groups for row in grouped] == [2, 2, 1, 1] and result.rounds == 2
+    assert [(row.shape, row.layout) for row in spanning] == [
+        ((GROUP, *shape[1:]), layout) for shape in norm.SHAPES["cpu"] for layout in LAYOUTS
+    ]
+    assert [row.spanning for row in result.rows] == [False] * 4 + [True] * 4
     assert all(row.seconds > 0 and row.plain_seconds > 0 and row.ratio > 0 for row in result.rows)
-    assert result.table().row_count == 4
+    assert result.table().row_count == 8
 
 
 def test_json_and_bad_values(small: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "norm", "--device", "cpu", "--rounds", "1", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert tree["goal"] == GOAL and tree["clips_of_group"] == GROUP and len(tree["tensors"]) == 4
+    assert tree["goal"] == GOAL and tree["clips_of_group"] == GROUP and len(tree["tensors"]) == 8
     for row in tree["tensors"]:
         assert row["ratio"] == pytest.approx(row["ms"] / row["plain_ms"])  # of a single round
         assert row["met"] == (row["ratio"] <= GOAL) and row["mb"] == math.prod(row["shape"]) * 4 / 1e6
     assert main(["bench", "norm", "--device", "cpu", "--rounds", "1"]) == 0
-    assert "of 4 meet it" in capsys.readouterr().out
+    assert "of 8 meet it" in capsys.readouterr().out
     assert main(["bench", "norm", "--rounds", "0"]) == 2
     assert "rounds = 0: must be at least 1" in capsys.readouterr().err
 
@@ -66,7 +71,7 @@ def test_both_pass_the_same_tensor_forward_and_backward(monkeypatch: pytest.Monk
 def test_what_is_measured_covers_the_cache_and_more() -> None:
     megabytes = {
         device: [
-            NormTime(shape=shape, layout="contiguous", precision="float32", groups=1, seconds=1.0, plain_seconds=1.0, ratio=1.0).bytes / 1e6
+            NormTime(shape=shape, layout="contiguous", precision="float32", groups=1, spanning=False, seconds=1.0, plain_seconds=1.0, ratio=1.0).bytes / 1e6
             for shape in shapes
         ]
         for device, shapes in SHAPES.items()

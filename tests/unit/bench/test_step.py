@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mgray.bench import step as step_module
-from mgray.bench.step import StepTime, batches_of, known_peak, measure
+from mgray.bench.step import Kernels, Side, StepTime, batches_of, held_by, known_peak, measure
 from mgray.bench.timing import read_step_times
 from mgray.cli.main import main
 from mgray.config import ModelSection, Run
@@ -128,3 +131,80 @@ def test_a_gpu_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="device = 'cuda': is not here"):
         measure(RUN, "cuda", workers=1, rounds=1, scale_down=1)
+
+
+def test_each_side_is_measured_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own kernels, a pass before each timed one on a GPU, and no memory of the other's."""
+    found = Kernels.now()
+    seen: list[tuple[str, Kernels]] = []
+    peak = 0
+
+    def step(name: str, gib: int) -> None:
+        nonlocal peak
+        seen.append((name, Kernels.now()))
+        peak = max(peak, gib << 30)
+
+    def forget(_: object) -> None:
+        nonlocal peak
+        peak = 0
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forget)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak)
+    mine = Kernels(benchmark=True, tf32=False, matmul="high")
+    sides = (
+        Side(lambda: step("ours", 20), mine, lambda: 3 << 30),
+        Side(lambda: step("plain", 30), found, lambda: 5 << 30),
+    )
+    try:
+        own, plain = step_module._in_turn(sides, torch.device("cuda"), 2, math.inf)
+    finally:
+        found.set()
+    assert own is not None and plain is not None
+    assert (own.peak_gib, plain.peak_gib) == (15, 27) and (own.rounds, plain.rounds) == (2, 2)
+    assert seen == 3 * [("ours", mine), ("ours", mine), ("plain", found), ("plain", found)]
+
+
+def test_what_a_side_holds() -> None:
+    """Weights, gradients, momentum and running statistics, by hand."""
+    model = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 1), torch.nn.BatchNorm3d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    buffers, weights = 4 * (4 + 4) + 8, 4 * (12 + 4 + 4 + 4)
+    assert held_by(model, optimizer) == buffers + weights
+    model(torch.ones(2, 3, 1, 2, 2)).sum().backward()
+    optimizer.step()
+    assert held_by(model, optimizer) == buffers + 3 * weights
+
+
+@pytest.mark.parametrize(
+    ("model", "section"),
+    [
+        ("slowfast_r50", ModelSection()),
+        ("slow_r101", ModelSection(name="slow", depth=101)),
+        ("i3d", ModelSection(name="i3d")),
+        ("r3d_18", ModelSection(name="r3d_18")),
+    ],
+)
+def test_a_model_is_named_without_a_workload(
+    model: str, section: ModelSection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over the shapes of Kinetics, or those of a workload that is named too."""
+    runs: list[Run] = []
+
+    def measured(run: Run, *_: object, **__: object) -> None:
+        runs.append(run)
+        raise ConfigError("device", "none", "is not measured on", "stop")
+
+    monkeypatch.setattr(step_module, "measure", measured)
+    assert main(["bench", "step", "--model", model]) == 2
+    assert main(["bench", "step", "--model", model, "--workload", "demo"]) == 2
+    capsys.readouterr()
+    kinetics, demo = WORKLOADS["kinetics400_slowfast_r50"](), WORKLOADS["demo"]()
+    assert [run.plan for run in runs] == [kinetics.plan, demo.plan]
+    assert all(dataclasses.replace(run.model, dropout=section.dropout) == section for run in runs)
+
+
+def test_a_model_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, problem in (("slowfast_r52", "model.depth = 52"), ("slowfats_r50", "model.name = 'slowfats_r50'")):
+        assert main(["bench", "step", "--model", name]) == 2
+        assert problem in capsys.readouterr().err

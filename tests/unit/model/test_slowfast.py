@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -9,7 +10,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mgray.model.convert import from_pyslowfast
 from mgray.model.slowfast import Lateral, SlowFast, slow_frames
+from tests.support import pyslowfast
+from tests.support.networks import undrawn
+from tests.support.pyslowfast import random_state, shapes
 
 
 def small(**fields: int) -> SlowFast:
@@ -84,3 +89,19 @@ def test_bottlenecks_begin_as_their_shortcut_and_basic_blocks_do_not(depth: int,
         for block in stage:
             assert (block.body[-1].weight == weight).all()
     assert 0.005 < model.classifier.weight.std() < 0.02
+
+
+@pytest.mark.parametrize("frames", [16, 7, 2])
+def test_logits_and_gradients_of_centred_frames_equal_float64(frames: int) -> None:
+    """Of the network that trains by default, in evaluation, against functions of the published names."""
+    state = random_state(shapes("slowfast", width=8, beta_inv=4, classes=5))
+    weights = from_pyslowfast({"model_state": state}, "", "test")
+    model = undrawn(dataclasses.replace(weights.section, slow_frames="centred"), 5).double().eval()
+    model.load_state_dict(weights.state)
+    clips = torch.randn(2, 3, frames, 32, 24, dtype=torch.float64, requires_grad=True)
+    got, want = model(clips), pyslowfast.forward(state, clips, "slowfast", centred=True)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    probe = torch.randn_like(want)
+    ours, theirs = (torch.autograd.grad(logits, clips, probe)[0] for logits in (got, want))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert want.std() > 0.1 and ours.abs().max() > 1e-3

@@ -6,6 +6,7 @@ Nothing is computed, backward passes are left out (the engine wants a driver), s
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mgray.config import DataSection, ModelSection, TrainSection
 from mgray.data.source import Block
@@ -102,6 +104,41 @@ def test_a_step_mixes_no_devices(imagined: None, train: TrainSection, monkeypatc
         ours.observe(block(6), SHAPE, 2)
         model.eval()
         assert ours.predict(block(4)).device == GPU
+
+
+class Waits(TorchDispatchMode):
+    """Copies to the GPU that the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        waits = func is torch.ops.aten._to_copy.default and not kwargs.get("non_blocking")
+        if waits and args[0].device.type == "cpu" and result.device == GPU:
+            self.found.append("".join(traceback.format_stack(limit=8)))
+        return result
+
+
+def test_a_step_waits_for_no_copy(imagined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does keeps the next step's clips from going up beside this one."""
+    model = on_the_gpu(SLOWFAST)
+
+    def backward(self: Tensor) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(Tensor, "backward", backward)
+    train = TrainSection(optimizer="adamw", mixup=0.4)
+    ours, optimizer = worker(model, train), build_optimizer(model, train)
+    with Waits() as seen:
+        torch.zeros(1).to(GPU)
+    assert len(seen.found) == 1
+    with Waits() as seen:
+        ours.step(block(6), SHAPE, 2, torch.arange(6), optimizer)
+    assert not seen.found, seen.found[0]
 
 
 def test_memory_is_tried_there(imagined: None) -> None:

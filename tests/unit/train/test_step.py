@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mgray.config import DataSection, TrainSection
+from mgray.config import DataSection, Run, TrainSection
 from mgray.data.source import Block
 from mgray.errors import TrainingError
 from mgray.model.norm import commit_running_stats, convert_batchnorm, defer_running_stats, grouped_norms
 from mgray.plan import BatchShape, share_of
-from mgray.train.memory import GroupsAtOnce, largest_that_fits
+from mgray.train import step as step_module
+from mgray.train.memory import GroupsAtOnce, bytes_to_come, largest_that_fits, memory_key, out_of_memory
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
 
@@ -229,6 +231,17 @@ def test_ranks_without_clips_have_no_part() -> None:
     assert idle == [True, False, True, False]
 
 
+def test_ranks_without_clips_ask_for_process_groups_when_statistics_are_observed() -> None:
+    """A group is made by all ranks together: one that skips it lets the others wait for ever."""
+    asked = []
+    for rank in range(4):
+        ours = worker(TrainSection(), rank=rank, world_size=4)
+        ours._logits = lambda *_, **__: None  # type: ignore[assignment,method-assign]
+        ours.observe(part(block(2), share_of(rank, 4, 2, 1).clips), BatchShape(2, 2, 6, 6), 1)
+        asked.append(ours._session.asked)
+    assert asked == [[(1, 3)]] * 4
+
+
 def test_micro_batches_are_whole_groups() -> None:
     ours = worker(TrainSection(micro_groups=2), rank=1, world_size=2)
     parts = ours.micro_batches(BatchShape(23, 2, 6, 6), 10)
@@ -306,11 +319,89 @@ def test_what_fits_is_found_before_a_phase_and_nothing_else_is_changed(backward:
     assert all(torch.equal(value, before[name]) for name, value in ours.module.state_dict().items())
     assert all(p.grad is None for p in ours.module.parameters())
     assert [len(part.groups.sizes) for part in ours.micro_batches(BatchShape(22, 2, 6, 6), 11)] == [3, 3, 3, 2]
-    cramped.seen.clear()
-    again = worker(TrainSection())
+    again, cramped = worker(TrainSection(precision="float64")), Cramped(6, False)
     again._tries_memory, again.memory = True, GroupsAtOnce(tmp_path / "found.json", "device")
-    assert not again.warm_up(BatchShape(22, 2, 6, 6), 11)
+    cramped.put_on(again.module[2])
+    assert again.warm_up(BatchShape(22, 2, 6, 6), 11)
+    assert cramped.seen == [6, 6, 6, 4]  # kernels of each shape are found before the first step
     assert not worker(TrainSection()).warm_up(BatchShape(22, 2, 6, 6), 11)  # a CPU
+
+
+def test_a_trial_leaves_room_for_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments and the copies of a checkpoint, by hand: 4 x 3 x 27 + 4 + 2 x 4 + 4 x 3 + 3 weights and 9 numbers of running statistics in float64."""
+    weights, running = 8 * 351, 8 * 9
+    for train, want in (
+        (TrainSection(), 3 * weights + running),
+        (TrainSection(optimizer="adamw", ema=0.9), 6 * weights + 2 * running),
+    ):
+        assert bytes_to_come(network(), train) == want
+    ours = worker(TrainSection(precision="float64"))
+    monkeypatch.setattr(step_module, "bytes_to_come", lambda *_: 1 << 60)
+    assert not ours.warm_up(BatchShape(8, 2, 6, 6), 4)
+    ours._tries_memory = True
+    with pytest.raises(RuntimeError, match=r"allocate"):
+        ours.warm_up(BatchShape(8, 2, 6, 6), 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False),
+        (torch.distributed.DistBackendError("NCCL error: Cuda failure 2 'out of memory'"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_say_that_memory_is_full(error: Exception, full: bool) -> None:
+    assert out_of_memory(error) is full
+
+
+def test_a_library_that_finds_no_memory_is_met_with_fewer_groups() -> None:
+    """As torch's own allocator is; other errors end the step, and a trial."""
+    for said, ends in (("FIND was unable to find an engine to execute this computation", False), ("no kernel", True)):
+        ours = worker(TrainSection(precision="float64"))
+
+        def check(layer: nn.Module, _: object, output: torch.Tensor, said: str = said) -> None:
+            if len(output) > 4:
+                raise RuntimeError(said)
+
+        ours.module[2].register_forward_hook(check)
+        with pytest.raises(RuntimeError, match="no kernel") if ends else contextlib.nullcontext():
+            ours.step(block(8), BatchShape(8, 2, 6, 6), 8, torch.arange(8), torch.optim.SGD(ours.module.parameters()))
+        assert ours.memory.get(BatchShape(8, 2, 6, 6), 8, 1) == (None if ends else 4)
+        ours._tries_memory = True
+        with pytest.raises(RuntimeError, match="no kernel") if ends else contextlib.nullcontext():
+            ours.warm_up(BatchShape(9, 2, 6, 6), 9)
+        assert ours.memory.get(BatchShape(9, 2, 6, 6), 9, 1) == (None if ends else 4)
+
+
+def test_a_rank_of_fewer_groups_does_not_cut_those_of_others() -> None:
+    """8 groups on 3 ranks, 2 + 3 + 3: where all fit, 3 are computed at once."""
+    ours = worker(TrainSection(precision="float64"), rank=0, world_size=3)
+    offered: list[int] = []
+    ours._least = lambda number: offered.append(number) or number  # type: ignore[assignment,method-assign]
+    ours._tries_memory = True
+    assert len(share_of(0, 3, 8, 8).groups) == 2
+    assert ours.warm_up(BatchShape(8, 2, 6, 6), 8)
+    assert offered == [0, 3]
+
+
+def test_the_table_is_of_all_kinds_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is resumed on other GPUs has another table, the same one on every rank."""
+    names = ["NVIDIA H100", "NVIDIA A100", "NVIDIA H100"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda found, _: found.__setitem__(slice(None), names))
+    keys = {memory_key(Run(), torch.device("cuda", rank), 3) for rank in range(3)}
+    assert len(keys) == 1 and keys.pop().startswith("NVIDIA A100 + NVIDIA H100, model ")
+    assert memory_key(Run(), torch.device("cuda", 0), 1).startswith("NVIDIA H100, model ")
+    assert memory_key(Run(), torch.device("cpu"), 3).startswith("cpu, model ")
 
 
 @given(most=st.integers(1, 200), room=st.integers(0, 250))

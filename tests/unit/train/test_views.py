@@ -15,11 +15,12 @@ from mgray.data.shards.shard_set import ShardSet
 from mgray.data.source import Fault, ValSource
 from mgray.errors import ConfigError
 from mgray.model.norm import convert_batchnorm
+from mgray.train.checkpoint import read_meta
 from mgray.train.evaluate import validation_source
 from mgray.train.session import LocalSession
 from mgray.train.step import Worker
-from mgray.train.views import POOLS, VideoScores, pooled, score_views
-from tests.support.checkpoints import RUN
+from mgray.train.views import POOLS, VideoScores, pooled, score_views, trained_worker
+from tests.support.checkpoints import RUN, write_run
 from tests.support.shards import write_shards
 
 CLASSES = 7
@@ -129,3 +130,15 @@ def test_a_video_that_is_scored_twice_or_not_at_all_is_noticed() -> None:
     for parts in ([part, part], [broken], [part]):
         with pytest.raises(AssertionError, match="twice"):
             VideoScores.joined(parts, 2)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_trained_model_has_the_layout_of_its_run(shards: ShardSet, tmp_path: Path, wanted: bool) -> None:
+    """Weights that lie otherwise than clips are moved at every call on a GPU."""
+    run = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, channels_last=wanted))
+    folder = write_run(tmp_path / "run", shards, run) / "checkpoint_000000007"
+    worker = trained_worker(folder, read_meta(folder), LocalSession(tmp_path))
+    kernels = [value for value in worker.module.parameters() if value.dim() == 5 and value.shape[2:].numel() > 1]
+    assert kernels and all(
+        value.is_contiguous(memory_format=torch.channels_last_3d) == wanted for value in kernels if value.shape[1] > 1
+    )
