@@ -52,7 +52,13 @@ class ScheduleDriver:
     """Schedule state, versioned and append-only, open requests, and the latest progress of one run."""
 
     def __init__(
-        self, plan: Plan, state: ScheduleState, name: str = "", folder: Path | None = None, program: str = "", most: int = 0
+        self,
+        plan: Plan,
+        state: ScheduleState,
+        name: str = "",
+        folder: Path | None = None,
+        program: str = "",
+        most: int = 0,
     ) -> None:
         """`folder` is the run's, where what has to outlive this actor is kept; `program` names the one that trains it now.
 
