@@ -247,6 +247,7 @@ class ScheduleDriver:
         self._next_step = step
         if self._left is not None and self._left.why != "stop":
             self._left = None
+            self._keep()
         for request in [*self._pending.values()]:
             if (request.kind == "stop" or request.kind == "resize") and request.from_step <= step:
                 self._taken.add(self._pending.pop(request.key).key)

@@ -446,8 +446,12 @@ def test_a_run_goes_on_compiled_and_not(shards: ShardSet, tmp_path: Path, monkey
 
 
 def exact(run: Run) -> Run:
-    """In float64: norms over few clips of a few pixels enlarge what rounding leaves, 100,000 times from step to step."""
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, precision="float64"))
+    """In float64 and at a tenth of the rate: norms over few clips of a few pixels enlarge what rounding leaves from step to step."""
+    return dataclasses.replace(
+        run,
+        plan=dataclasses.replace(run.plan, lr=0.1 * run.plan.lr),
+        train=dataclasses.replace(run.train, precision="float64"),
+    )
 
 
 def check_going_on(shards: ShardSet, root: Path, slow: Run, change: dict[str, Any]) -> None:
@@ -467,7 +471,7 @@ def check_going_on(shards: ShardSet, root: Path, slow: Run, change: dict[str, An
             step: checksum for step, (_, checksum) in want_steps.items()
         }
         losses, want_losses = ([loss for loss, _ in of.values()] for of in (steps, want_steps))
-        assert losses == pytest.approx(want_losses, rel=1e-3) and evals == pytest.approx(want_evals, rel=1e-2)
+        assert losses == pytest.approx(want_losses, rel=1e-6) and evals == pytest.approx(want_evals, rel=1e-5)
         assert list(weights(folder, plan.num_steps)) == list(weights(root / "slow", plan.num_steps))
 
 
