@@ -23,6 +23,7 @@ from mgray.data.decode import source_file
 from mgray.data.decode.encode import encode_frames
 from mgray.data.decode.ingest_video import ingest_video
 from mgray.data.files import sizes_of
+from mgray.data.ingest import ingest
 from mgray.data.shards import shard_set
 from mgray.data.shards.manifest import MANIFEST, SOURCE
 from mgray.data.shards.shard_set import ShardSet
@@ -161,7 +162,7 @@ def test_a_file_is_written_once_in_three_attempts_or_not_at_all(handler: Hanging
 
 
 def test_a_folder_that_does_not_answer_ends_an_ingest_in_one_line(
-    handler: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    handler: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a.mp4", "b.mp4"):
         encode_frames(str(tmp_path / name), moving(6, 32, 32))
@@ -169,9 +170,9 @@ def test_a_folder_that_does_not_answer_ends_an_ingest_in_one_line(
     monkeypatch.setattr(handler, "get_file_info", super(Hanging, handler).get_file_info)
     monkeypatch.setattr(handler, "get_file_info_selector", super(Hanging, handler).get_file_info_selector)
     handler.hangs = 99
-    assert cli.main(["ingest", str(tmp_path / "list.csv"), f"fake://{tmp_path}/out"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("mgray: out = ") and "no answer within" in error
+    with pytest.raises(DataError, match=r"^out = .*cannot be written .no answer within 0.30\d* s, 3 times") as caught:
+        ingest(str(tmp_path / "list.csv"), f"fake://{tmp_path}/out")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_bucket_of_videos_that_does_not_answer_is_one_line(handler: Hanging) -> None:
