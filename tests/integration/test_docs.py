@@ -14,7 +14,7 @@ import pytest
 from mgray import cli
 from mgray.control import DRIVER
 from mgray.report.records import read_run
-from tests.support.commands import ROOT, blocks_in, commands_in, why_not_run
+from tests.support.commands import PAGES, ROOT, blocks_in, commands_in, why_not_run
 from tests.support.videos import write_tree
 
 pytestmark = pytest.mark.ray
@@ -152,3 +152,36 @@ def test_the_requests_of_the_elastic_page(workspace: Path, capsys: pytest.Captur
     assert [e.detail for e in records.events if e.event == "leave"] == ["resize", "stop", "stop"]
     assert not records.num_repeated
     assert cli.main(["audit", str(folder)]) == 0
+
+
+FEWER = {
+    "tune": ["--trials", "2"],
+    "bench feed": ["--quick"],
+    "bench quality": ["--clips", "1"],
+    "bench norm": ["--rounds", "1"],
+    "bench loop": ["--rounds", "1"],
+    "bench scale": ["--steps", "32"],
+}
+"""What makes a command shorter and leaves it what it is."""
+
+
+@pytest.mark.slow
+def test_the_other_commands(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What needs no cluster, GPU, published data or weights, and no minutes each: every way to train, a search and its best, the benches."""
+    lines = [line for page in PAGES for line in commands_in(page.read_text())]
+    done: list[list[str]] = []
+    for head in ("train folder", "train folder_baseline", "report", "tune folder", "train search", "bench"):
+        for line in lines:
+            elsewhere = why_not_run(line) not in ("", "minutes") or {"cuda", "demo", "runs/demo", "mlflow"} & {*line}
+            if not " ".join(line).startswith(head) or elsewhere or line in done or "kinetics400_slowfast_r50" in line:
+                continue
+            small = SMALL if line[0] == "tune" or line[1].startswith("folder") else []
+            # a network of its own that a line names is kept
+            if "--model.name" in line or "--model.depth" in line:
+                small = small[small.index("--plan.frames") :]
+            fewer = FEWER.get(line[0], FEWER.get(" ".join(line[:2]), []))
+            assert cli.main([*line, *small, *fewer]) == 0, (line, capsys.readouterr().err)
+            done.append(line)
+    assert {line[0] for line in done} == {"train", "report", "tune", "bench"}
+    assert read_run(workspace / "runs" / "folder_tuned").is_finished
+    assert {line[1] for line in done if line[0] == "bench"} == {"feed", "quality", "loop", "norm", "scale"}
