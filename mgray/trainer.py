@@ -303,10 +303,9 @@ def _warn_of_upscaling(run: Run, shards: ShardSet, console: Console) -> None:
 
 
 def _warn_of_memory(run: Run, plan: Plan, console: Console) -> None:
-    largest = plan.step_at(
-        plan.num_steps - 1
-    ).shape  # voxels are nearly the same in all, and the last has the base shape
-    share_gib = 3 * largest.clips * largest.clip.voxels / run.scale.min_workers / 2**30
+    """Warn where a pipeline's two steps, its least, are more than the feed may hold."""
+    last = plan.step_at(plan.num_steps - 1).shape  # the voxels of others are nearly as many
+    share_gib = 3 * last.clips * last.clip.voxels / run.scale.min_workers / 2**30
     if 2 * share_gib > run.feed.ahead_gib:
         console.print(
             f"mgray: warning: feed.ahead_gib = {run.feed.ahead_gib:g} is less than a worker's clips of two steps ({2 * share_gib:.2g} GiB), "
